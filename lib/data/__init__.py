@@ -1,0 +1,6 @@
+"""Images: cards, local layouts, procedural scenes, decoded banks and augmented views."""
+
+from lib.data.bank import Bank, Stream, bank
+from lib.data.loading import card, card_names, load
+
+__all__ = ["Bank", "Stream", "bank", "card", "card_names", "load"]

@@ -1,0 +1,265 @@
+"""A procedural image set in which everything is known exactly: classes, masks, boxes, instances and motion.
+
+A scene is a textured object (its class is one of five outlines in one of two textures) before a textured background. A
+knob says how often the background is the one that belongs to the class, the rest being uniform, so that one can measure how
+much a network leans on backgrounds. Everything about scene ``index`` follows from ``(seed, index)`` alone, whatever batch it
+is rendered in; scenes are rendered many at a time.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+OUTLINES = ("disc", "square", "triangle", "star", "cross")
+TEXTURES = ("stripes", "checks")
+CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)  # label = 2 * outline + texture
+SPLIT_SEEDS = {"train": 1, "validation": 2}
+SIZE = 64  # pixels a side, unless asked otherwise
+CHUNK = 64  # scenes rendered at a time, so that intermediate images stay in the cache
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """n scenes with k objects each; the first object is the main one, and later ones lie behind it.
+
+    images: uint8[n, 3, S, S]; labels: Long[n], the main object's class; masks: Bool[n, k, S, S], the visible part of each
+    object; boxes: Float[n, k, 4], around the visible part (x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros when nothing
+    is visible); classes: Long[n, k]; backgrounds: Long[n], the class to which the background belongs.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    boxes: Tensor
+    classes: Tensor
+    backgrounds: Tensor
+
+
+def render(
+    indices: Tensor,
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    correlation: float = 0.5,
+    objects: int = 1,
+    backgrounds_of: Tensor | None = None,
+    instances: bool = False,
+    time: float = 0.0,
+) -> Scenes:
+    """Render the scenes of ``indices``.
+
+    Args:
+        indices: Long[n], each at least 0; an index always gives the same scene.
+        seed: another seed, another set.
+        size: pixels a side, at least 16.
+        correlation: in [0, 1], probability that the background is the class's own rather than uniform over all ten.
+        objects: k, at least 1.
+        backgrounds_of: Long[n], the scenes whose backgrounds to use instead of the own ones.
+        instances: scenes 2i and 2i + 1 show the same objects (outline, texture and colours) in different poses before
+            different backgrounds, as retrieval needs.
+        time: seconds into the scene's motion; objects drift and turn, backgrounds stand still.
+
+    Returns:
+        Scenes.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    indices = torch.as_tensor(indices, dtype=torch.int64)
+    if indices.ndim != 1 or not len(indices) or indices.min() < 0:
+        raise ValueError(f"indices: got shape {tuple(indices.shape)}, accepts Long[n] with n >= 1, none negative")
+    if size < 16:
+        raise ValueError(f"size: got {size}, accepts 16 or more")
+    if not 0 <= correlation <= 1:
+        raise ValueError(f"correlation: got {correlation}, accepts a number in [0, 1]")
+    if objects < 1:
+        raise ValueError(f"objects: got {objects}, accepts 1 or more")
+    if backgrounds_of is None:
+        backgrounds_of = indices
+    elif len(backgrounds_of) != len(indices):
+        raise ValueError(f"backgrounds_of: got {len(backgrounds_of)} indices, accepts {len(indices)}, one a scene")
+    chunks = zip(indices.split(CHUNK), torch.as_tensor(backgrounds_of).split(CHUNK))
+    parts = [_render(a.numpy(), b.numpy(), seed, size, correlation, objects, instances, time) for a, b in chunks]
+    return Scenes(*(torch.cat([getattr(part, name) for part in parts]) for name in Scenes.__dataclass_fields__))
+
+
+def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options) -> Scenes:
+    """Short videos: as ``render``, every field with a time dimension after n (``images`` uint8[n, frames, 3, S, S])."""
+    if frames < 1:
+        raise ValueError(f"frames: got {frames}, accepts 1 or more")
+    parts = [render(indices, time=seconds * t / max(frames - 1, 1), **options) for t in range(frames)]
+    return Scenes(*(torch.stack([getattr(part, name) for part in parts], 1) for name in Scenes.__dataclass_fields__))
+
+
+def table(split: str, count: int) -> pa.Table:
+    """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``)."""
+    scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split])
+    columns = {
+        "image": [_png(image.permute(1, 2, 0).numpy(), i) for i, image in enumerate(scenes.images)],
+        "label": scenes.labels.tolist(),
+        "filename": [f"{i:06d}.png" for i in range(count)],
+        "boxes": scenes.boxes.tolist(),
+    }
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    types = {"image": image, "label": pa.int64(), "filename": pa.string(), "boxes": pa.list_(pa.list_(pa.float32()))}
+    return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+
+
+def _png(pixels: np.ndarray, index: int) -> dict:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png", compress_level=1)
+    return {"bytes": stream.getvalue(), "path": f"{index:06d}.png"}
+
+
+# ---- random numbers by counting -----------------------------------------------------------------------------------------
+
+
+def _uniform(seed: int, index: np.ndarray, slot: int) -> np.ndarray:
+    """Float64[n] in [0, 1) from (seed, index, slot): the SplitMix64 finaliser over a counter."""
+    with np.errstate(over="ignore"):
+        z = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed) * np.uint64(0xD1B54A32D192ED03)
+        z = z + np.uint64(slot) * np.uint64(0x8CB92BA72F3D8DD7) + np.uint64(0x2545F4914F6CDD1D)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0x9E3779B97F4A7C15), (29, 0xBF58476D1CE4E5B9)):
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        return (z >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+class _Draw:
+    """Float32[n, 1, 1] parameters of n scenes, drawn in turn; the slot keeps them apart."""
+
+    def __init__(self, seed: int, index: np.ndarray, first_slot: int):
+        self.seed, self.index, self.slot = seed, index, first_slot
+
+    def __call__(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        self.slot += 1
+        values = low + (high - low) * _uniform(self.seed, self.index, self.slot)
+        return torch.from_numpy(values).float().view(-1, 1, 1)
+
+    def choice(self, count: int) -> Tensor:
+        return (self() * count).long().clamp_(max=count - 1)
+
+    def colour(self, low: float, high: float) -> Tensor:
+        return torch.stack([self(low, high) for _ in range(3)], 1).view(-1, 3, 1, 1)
+
+
+# ---- drawing ------------------------------------------------------------------------------------------------------------
+
+
+def _render(index, background_index, seed, size, correlation, objects, instances, time) -> Scenes:
+    axis = (torch.arange(size).float() + 0.5) / size * 2 - 1  # [-1, 1] over the frame
+    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
+    main = _classes(seed, index, 0, instances)
+    belongs = _background_class(seed, background_index, correlation, instances)
+    image = _background(_Draw(seed, background_index, 1000), belongs, x, y)
+    masks, classes = [], []
+    for k in reversed(range(objects)):  # the last is painted first, the main one on top of all
+        label = main if k == 0 else _classes(seed, index, k, instances)
+        mask, paint = _object(seed, index, k, objects, label, instances, time, x, y)
+        image = torch.where(mask[:, None], paint, image)
+        masks = [mask] + [m & ~mask for m in masks]
+        classes.insert(0, label)
+    masks = torch.stack(masks, 1)
+    grain = torch.from_numpy(_uniform(seed, index[:, None] * size * size + np.arange(size * size), 2000)).float()
+    image = image + 0.06 * (grain.view(-1, 1, size, size) - 0.5)
+    return Scenes(
+        images=image.clamp_(0, 1).mul_(255).round_().byte(),
+        labels=main,
+        masks=masks,
+        boxes=_boxes(masks),
+        classes=torch.stack(classes, 1),
+        backgrounds=belongs,
+    )
+
+
+def _classes(seed, index, k, instances) -> Tensor:
+    return _Draw(seed, index // 2 if instances else index, 10_000 * (k + 1)).choice(len(CLASSES)).flatten()
+
+
+def _background_class(seed, index, correlation, instances) -> Tensor:
+    draw = _Draw(seed, index, 900)
+    own = draw().flatten() < correlation
+    return torch.where(own, _classes(seed, index, 0, instances), draw.choice(len(CLASSES)).flatten())
+
+
+def _background(draw: _Draw, belongs: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Each class has a ground of its own: a hue and the direction and pitch of two gratings. -> Float[n, 3, S, S]"""
+    kind = belongs.float().view(-1, 1, 1)
+    hue = (kind / len(CLASSES) + draw(-0.04, 0.04)) * 2 * math.pi
+    angle = kind * (math.pi / len(CLASSES)) + draw(-0.15, 0.15)
+    pitch = 5 + 1.5 * (kind % 5) + draw(-0.5, 0.5)
+    along, across = torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
+    warp = draw(0.1, 0.5) * torch.sin(draw(2, 4) * across + draw(0, 6.3))
+    pattern = 0.6 * torch.sin(pitch * along + 4 * warp + draw(0, 6.3)) + 0.4 * torch.sin(0.6 * pitch * across + draw(0, 6.3))
+    light = 0.45 + 0.1 * draw(-1, 1) + 0.16 * pattern
+    tint = torch.stack([torch.cos(hue - turn) for turn in (0.0, 2.1, 4.2)], 1)  # [n, 3, 1, 1]
+    return light[:, None] + 0.13 * tint * (1 + 0.5 * pattern[:, None])
+
+
+def _object(seed, index, k, objects, label, instances, time, x, y) -> tuple[Tensor, Tensor]:
+    """Its silhouette Bool[n, S, S] and its paint Float[n, 3, S, S]."""
+    look = _Draw(seed, index // 2 if instances else index, 20_000 * (k + 1))  # what belongs to the thing itself
+    pose = _Draw(seed, index, 30_000 * (k + 1) + 500)
+    reach = 1.0 if objects == 1 else 0.75
+    radius = pose(0.32, 0.62) * reach
+    room = (1 - 0.8 * radius).clamp(min=0)
+    left, top = pose(-1, 1) * room, pose(-1, 1) * room
+    heading, speed, turning = pose(0, 2 * math.pi), pose(0.2, 0.5), pose(-1.0, 1.0)
+    left, top = left + time * speed * torch.cos(heading), top + time * speed * torch.sin(heading)
+    angle = pose(-math.pi, math.pi) * 0.25 + time * turning
+    u = (torch.cos(angle) * (x - left) + torch.sin(angle) * (y - top)) / radius
+    v = (torch.cos(angle) * (y - top) - torch.sin(angle) * (x - left)) / radius
+
+    outline = (label // 2).view(-1, 1, 1)
+    mask = torch.zeros(len(index), x.shape[2], y.shape[1], dtype=torch.bool)
+    for i, inside in enumerate((_disc, _square, _triangle, _star, _cross)):
+        rows = (outline == i).flatten().nonzero().squeeze(1)
+        if len(rows):
+            mask[rows] = inside(u[rows], v[rows])
+
+    frequency, turn = look(7, 10), look(0, math.pi)
+    p, q = torch.cos(turn) * u + torch.sin(turn) * v, torch.cos(turn) * v - torch.sin(turn) * u
+    wave = torch.sin(frequency * p)
+    wave = torch.where((label % 2 == 1).view(-1, 1, 1), wave * torch.sin(frequency * q), wave)
+    bright, dark = look.colour(0.55, 1.0), look.colour(0.0, 0.35)
+    return mask, torch.where((wave > 0)[:, None], bright, dark)
+
+
+def _disc(u, v):
+    return u.square() + v.square() < 0.8
+
+
+def _square(u, v):
+    return torch.maximum(u.abs(), v.abs()) < 0.78
+
+
+def _triangle(u, v):
+    return (v < 0.6) & (v + 1.0 > 1.75 * u.abs())
+
+
+def _star(u, v):
+    spike = torch.cos(5 * torch.atan2(u, v))
+    return u.square() + v.square() < (0.62 + 0.34 * spike).square()
+
+
+def _cross(u, v):
+    u, v = u.abs(), v.abs()
+    return (torch.minimum(u, v) < 0.32) & (torch.maximum(u, v) < 0.95)
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """Bool[n, k, S, S] -> Float[n, k, 4]."""
+    size = masks.shape[-1]
+    edges = []
+    for across in (masks.any(-2), masks.any(-1)):  # columns, rows that hold a pixel
+        first = across.float().argmax(-1)
+        last = size - across.flip(-1).float().argmax(-1)
+        seen = across.any(-1)
+        edges.append((first * seen, last * seen))
+    (x0, x1), (y0, y1) = edges
+    return torch.stack([x0, y0, x1, y1], -1).float()

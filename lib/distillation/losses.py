@@ -1,0 +1,179 @@
+"""Distillation losses: DINO (Caron et al., ICCV 2021) and iBOT (Zhou et al., ICLR 2022)."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy of each teacher global view against every other student view (DINO eq. 3).
+
+    Args:
+        out_dim: number of prototypes K.
+        student_temp: temperature of the student's softmax.
+        center_momentum: of the moving average of the teacher's logits that is subtracted from them.
+
+    Buffer ``center [K]`` is updated after it has been used, and averaged over processes.
+    """
+
+    def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9):
+        super().__init__()
+        self.student_temp, self.center_momentum = student_temp, center_momentum
+        self.register_buffer("center", torch.zeros(out_dim))
+
+    def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
+        """
+        Args:
+            student: Float[V, B, K] logits, the two global views first.
+            teacher: Float[2, B, K] logits of the global views.
+            teacher_temp: temperature of the teacher's softmax.
+
+        Returns:
+            The loss in nats, a scalar: mean over the 2 (V - 1) pairs of different views and over the batch.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        _check_views(student, teacher, self.center)
+        loss = self.cross_entropy(student, teacher, teacher_temp)
+        update_center(self.center, teacher.flatten(0, 1).mean(0), self.center_momentum)
+        return loss
+
+    def cross_entropy(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
+        targets = sharpen(teacher, self.center, teacher_temp)  # [2, B, K]
+        logits = at_least_float32(student) / self.student_temp  # [V, B, K]
+        # CE(t, s) = logsumexp(s) - <t, s>. Summed over all pairs, less the pairs of a view with itself, the dot products
+        # need one pass over [V, B, K]: sum_q <t_q, sum_v s_v> - sum_q <t_q, s_q>.
+        normalisers = logits.logsumexp(-1)  # [V, B]
+        others = logits.sum(0, keepdim=True) - logits[:2]  # [2, B, K]
+        agreement = (targets * others).sum(-1)  # [2, B]
+        total = (normalisers.sum(0, keepdim=True) - normalisers[:2] - agreement).sum(0)  # [B]
+        return total.mean() / (2 * (len(student) - 1))
+
+
+class IBOTLoss(DINOLoss):
+    """iBOT: the DINO loss on [CLS] plus self-distillation of the masked patches (iBOT eq. 2 and 3).
+
+    Args:
+        out_dim: number of [CLS] prototypes K.
+        patch_dim: number of patch prototypes P; None is K.
+        student_temp: temperature of the student's softmax.
+        center_momentum: of the [CLS] center.
+        patch_center_momentum: of the patch center, which averages over all patches, masked or not.
+
+    Buffers ``center [K]`` and ``patch_center [P]`` are updated after use, and averaged over processes.
+    """
+
+    def __init__(
+        self, out_dim: int, patch_dim: int | None = None, *, student_temp: float = 0.1, center_momentum: float = 0.9, patch_center_momentum: float = 0.9
+    ):
+        super().__init__(out_dim, student_temp=student_temp, center_momentum=center_momentum)
+        self.patch_center_momentum = patch_center_momentum
+        self.register_buffer("patch_center", torch.zeros(out_dim if patch_dim is None else patch_dim))
+
+    def forward(
+        self,
+        student_cls: Tensor,
+        student_patches: Tensor,
+        teacher_cls: Tensor,
+        teacher_patches: Tensor,
+        masks: Tensor,
+        teacher_temp: float,
+        teacher_patch_temp: float,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            student_cls: Float[V, B, K] logits, globals first.
+            student_patches: Float[2, B, N, P] logits of the masked global views.
+            teacher_cls: Float[2, B, K] logits.
+            teacher_patches: Float[2, B, N, P] logits of the unmasked views.
+            masks: Bool[2, B, N], True = masked.
+            teacher_temp: temperature of the teacher's [CLS] softmax.
+            teacher_patch_temp: temperature of the teacher's patch softmax.
+
+        Returns:
+            ``{"cls", "patch", "total"}``, scalars in nats. The patch loss is the mean over masked tokens of an image, then
+            over all images of both views; an image without masked tokens counts as 0.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        if student_patches.shape != teacher_patches.shape or student_patches.shape[-1] != len(self.patch_center):
+            raise ValueError(
+                f"student_patches: got {tuple(student_patches.shape)} beside teacher_patches {tuple(teacher_patches.shape)}, "
+                f"accepts two [2, B, N, {len(self.patch_center)}]"
+            )
+        if masks.dtype != torch.bool or masks.shape != student_patches.shape[:3]:
+            raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(student_patches.shape[:3])}")
+        return self.of_masked(
+            student_cls,
+            student_patches[masks],
+            teacher_cls,
+            teacher_patches[masks],
+            masks,
+            teacher_patches.flatten(0, 2).mean(0),
+            teacher_temp,
+            teacher_patch_temp,
+        )
+
+    def of_masked(
+        self,
+        student_cls: Tensor,
+        student_masked: Tensor,
+        teacher_cls: Tensor,
+        teacher_masked: Tensor,
+        masks: Tensor,
+        teacher_patch_mean: Tensor,
+        teacher_temp: float,
+        teacher_patch_temp: float,
+    ) -> dict[str, Tensor]:
+        """The same loss from the M masked tokens alone, so that no head runs on tokens that count for nothing.
+
+        Args:
+            student_cls, teacher_cls, masks, teacher_temp, teacher_patch_temp: as in ``forward``.
+            student_masked: Float[M, P] logits of the masked tokens, in the order of ``masks.nonzero()``.
+            teacher_masked: Float[M, P] logits of the same tokens.
+            teacher_patch_mean: Float[P], mean of the teacher's logits over all patches, for the center.
+
+        Returns:
+            As ``forward``.
+        """
+        _check_views(student_cls, teacher_cls, self.center)
+        cls = self.cross_entropy(student_cls, teacher_cls, teacher_temp)
+        masked_in_image = masks.sum(-1, keepdim=True).clamp(min=1)  # [2, B, 1]
+        weights = (1.0 / masked_in_image).expand(masks.shape)[masks]  # [M]
+        targets = sharpen(teacher_masked, self.patch_center, teacher_patch_temp)  # [M, P]
+        logits = at_least_float32(student_masked) / self.student_temp
+        entropy = F.cross_entropy(logits, targets, reduction="none")  # [M]
+        patch = (entropy * weights).sum() / (masks.shape[0] * masks.shape[1])
+        update_center(self.center, teacher_cls.flatten(0, 1).mean(0), self.center_momentum)
+        update_center(self.patch_center, teacher_patch_mean, self.patch_center_momentum)
+        return {"cls": cls, "patch": patch, "total": cls + patch}
+
+
+def sharpen(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's targets: softmax over the last dimension of the centered logits, without gradient."""
+    return ((at_least_float32(teacher.detach()) - center) / temperature).softmax(-1)
+
+
+@torch.no_grad()
+def update_center(center: Tensor, batch_mean: Tensor, momentum: float) -> None:
+    """Move ``center`` [K] towards the mean over the batch and over all processes, in place."""
+    batch_mean = batch_mean.detach().to(center.dtype)
+    if dist.is_available() and dist.is_initialized():
+        batch_mean = batch_mean.clone()
+        dist.all_reduce(batch_mean)
+        batch_mean /= dist.get_world_size()
+    center.lerp_(batch_mean, 1 - momentum)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check_views(student: Tensor, teacher: Tensor, center: Tensor) -> None:
+    if teacher.ndim != 3 or len(teacher) != 2 or teacher.shape[-1] != len(center):
+        raise ValueError(f"teacher: got shape {tuple(teacher.shape)}, accepts [2, B, {len(center)}]")
+    if student.ndim != 3 or len(student) < 2 or student.shape[1:] != teacher.shape[1:]:
+        raise ValueError(f"student: got shape {tuple(student.shape)}, accepts [V, {teacher.shape[1]}, {len(center)}] with V >= 2, globals first")

@@ -1,0 +1,157 @@
+"""DINO and iBOT, the latter with any masking strategy: one learner, one step."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib import masking
+from lib.data.views import make_views, multi_crop_recipe
+from lib.distillation.losses import DINOLoss, IBOTLoss
+from lib.distillation.schedules import cosine_schedule, linear_then_constant
+from lib.models import ProjectionHead, create_model
+from lib.training import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(TrainingConfig):
+    """Keys of a recipe entry with ``method: dino`` or ``method: ibot``."""
+
+    arch: str  # a name that lib.models.create_model accepts
+    patch_size: int  # pixels
+    drop_path: float  # of the student
+    masking: str  # a strategy of lib.masking.STRATEGIES; none for DINO
+    mask_ratio: list[float]  # bounds of the ratio r
+    mask_probability: float  # that a global crop is masked at all
+    share_ratio: bool  # one r a batch instead of one a crop
+    global_size: int  # pixels
+    local_size: int  # pixels
+    local_crops: int
+    global_scale: list[float]  # area of a crop as a fraction of the image
+    local_scale: list[float]
+    out_dim: int  # prototypes K
+    hidden_dim: int  # of the projection head
+    bottleneck_dim: int  # of the projection head
+    norm_last_layer: bool  # keep the last layer's gain at 1
+    freeze_epochs: int  # epochs without updates of the last layer
+    student_temp: float
+    teacher_temp: list[float]  # at the start, after the ramp
+    teacher_temp_epochs: int  # length of the ramp
+    center_momentum: float
+    momentum: float  # of the teacher at the start; a cosine takes it to 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        choices = masking.STRATEGIES if self.method == "ibot" else ("none",)
+        if self.masking not in choices:
+            raise ValueError(f"masking: got {self.masking!r}, method {self.method} accepts {', '.join(choices)}")
+
+
+class Distillation(nn.Module):
+    """A student that learns the outputs of its own moving average on other views, and on patches hidden from it.
+
+    Args:
+        config: the recipe.
+        steps: length of the training.
+        epochs: length of the training in epochs.
+    """
+
+    def __init__(self, config: DistillationConfig, steps: int):
+        super().__init__()
+        self.config, self.steps_per_epoch = config, max(steps // config.epochs, 1)
+        network = dict(img_size=config.global_size, patch_size=config.patch_size)
+        head = dict(hidden_dim=config.hidden_dim, bottleneck_dim=config.bottleneck_dim, norm_last_layer=config.norm_last_layer)
+        self.student = create_model(config.arch, mask_token=config.method == "ibot", drop_path_rate=config.drop_path, **network)
+        self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
+        self.teacher = create_model(config.arch, **network)
+        self.teacher.load_state_dict({k: v for k, v in self.student.state_dict().items() if k != "masked_embed"})
+        self.teacher_head = copy.deepcopy(self.student_head)
+        self.teacher.requires_grad_(False).eval()
+        self.teacher_head.requires_grad_(False).eval()
+        loss = dict(student_temp=config.student_temp, center_momentum=config.center_momentum)
+        if config.method == "ibot":
+            self.loss = IBOTLoss(config.out_dim, patch_center_momentum=config.center_momentum, **loss)
+        else:
+            self.loss = DINOLoss(config.out_dim, **loss)
+        self.momenta = cosine_schedule(config.momentum, 1.0, steps).tolist()
+        self.temperatures = linear_then_constant(*config.teacher_temp, config.epochs, config.teacher_temp_epochs).tolist()
+        self.global_views, self.local_views = multi_crop_recipe(
+            config.global_size, config.local_size, config.local_crops, config.global_scale, config.local_scale
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network to evaluate."""
+        return self.teacher
+
+    def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Losses of one step: images uint8[B, 3, S, S], sizes Int[B, 2]; ``labels`` are not looked at.
+
+        Returns:
+            ``{"loss", …}``, scalars: the loss to descend and its parts.
+        """
+        batch = len(images)
+        views = make_views(images, self.global_views + self.local_views, sizes=sizes, generator=generator)
+        whole, parts = torch.cat(views[:2]), torch.cat(views[2:]) if len(views) > 2 else None  # [2B, 3, S, S], [LB, 3, s, s]
+        temperature = self.temperatures[min(step // self.steps_per_epoch, len(self.temperatures) - 1)]
+
+        with torch.no_grad():
+            target = self.teacher.features(whole)
+            teacher_cls = self.teacher_head(target.cls).unflatten(0, (2, batch))
+        masks = None if self.config.masking == "none" else self.draw_masks(target, generator)
+        student = self.student.features(whole, masks)
+        cls = [student.cls] if parts is None else [student.cls, self.student.features(parts).cls]
+        student_cls = self.student_head(torch.cat(cls)).unflatten(0, (-1, batch))  # [V, B, K]
+        if masks is None:
+            loss = self.loss(student_cls, teacher_cls, temperature)
+            return {"loss": loss, "cls": loss.detach()}
+
+        # Only masked tokens count in the loss, so only they reach the last layer. The center is the mean over all tokens of a
+        # bias-free linear layer's outputs, which is that layer's output of the mean.
+        with torch.no_grad():
+            projected = self.teacher_head.project(target.patches)  # [2B, N, bottleneck]
+            teacher_masked = self.teacher_head.last_layer(projected[masks])  # [M, K]
+            teacher_mean = self.teacher_head.last_layer(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)  # [K]
+        student_masked = self.student_head(student.patches[masks])  # [M, K]
+        masks = masks.unflatten(0, (2, batch))
+        losses = self.loss.of_masked(student_cls, student_masked, teacher_cls, teacher_masked, masks, teacher_mean, temperature, temperature)
+        return {"loss": losses["total"], "cls": losses["cls"].detach(), "patch": losses["patch"].detach()}
+
+    def draw_masks(self, target, generator: torch.Generator) -> Tensor:
+        """Bool[2B, N] for the global crops, from the teacher's ``Features`` of them."""
+        return masking.draw_masks(
+            self.config.masking,
+            len(target.patches),
+            target.grid,
+            attention=target.attention.float().mean(1),
+            ratio_range=tuple(self.config.mask_ratio),
+            probability=self.config.mask_probability,
+            share_ratio=self.config.share_ratio,
+            generator=generator,
+        ).to(target.patches.device)
+
+    def before_update(self, step: int) -> None:
+        """Keep the last layer still during the first epochs (DINO, appendix C)."""
+        if step < self.config.freeze_epochs * self.steps_per_epoch:
+            for parameter in self.student_head.last_layer.parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """Move the teacher towards the student."""
+        student = dict(self.student.named_parameters()) | {f"head.{n}": p for n, p in self.student_head.named_parameters()}
+        teacher = dict(self.teacher.named_parameters()) | {f"head.{n}": p for n, p in self.teacher_head.named_parameters()}
+        torch._foreach_lerp_(list(teacher.values()), [student[name] for name in teacher], 1 - self.momenta[step])
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.teacher.eval()
+        self.teacher_head.eval()
+        return self
+
+    def compile_blocks(self) -> None:
+        """Compile the transformer blocks, one at a time, which is quick and leaves shapes free."""
+        for network in (self.student, self.teacher):
+            for block in network.blocks[:-1]:
+                block.compile()

@@ -1,0 +1,142 @@
+"""The weighted k-nearest-neighbour classifier of DINO, on all training images or on a few examples of each class.
+
+Source: DINO section 4.2.1 (after Wu et al., CVPR 2018); few examples: AttMask section 4.3 and appendix.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples a class -> k
+DRAWS = 5  # disjoint draws of few examples
+BLOCK_ELEMENTS = 2**25  # similarities held at a time: 128 MiB in float32
+
+
+def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20, temperature: float = 0.07, num_classes: int) -> Tensor:
+    """Rank classes by the votes exp(cosine / temperature) of the k nearest training vectors.
+
+    Exact, in blocks of bounded memory. Equal similarities go to the lower training index, equal votes to the lower class.
+
+    Args:
+        train_x: Float[M, D], not necessarily normalised.
+        train_y: Long[M], classes in [0, num_classes).
+        test_x: Float[Q, D].
+        k: neighbours; more than M uses M.
+        temperature: of the votes.
+        num_classes: C.
+
+    Returns:
+        Long[Q, min(5, C)], classes by falling vote.
+
+    Raises:
+        ValueError: an empty bank, shapes that do not fit, or an argument out of range.
+    """
+    if train_x.ndim != 2 or not len(train_x):
+        raise ValueError(f"train_x: got shape {tuple(train_x.shape)}, accepts [M, D] with M >= 1")
+    if test_x.ndim != 2 or test_x.shape[1] != train_x.shape[1]:
+        raise ValueError(f"test_x: got shape {tuple(test_x.shape)}, accepts [Q, {train_x.shape[1]}]")
+    if train_y.shape != train_x.shape[:1] or train_y.dtype != torch.int64:
+        raise ValueError(f"train_y: got {train_y.dtype} of shape {tuple(train_y.shape)}, accepts int64 of shape [{len(train_x)}]")
+    if k < 1:
+        raise ValueError(f"k: got {k}, accepts 1 or more")
+    if temperature <= 0:
+        raise ValueError(f"temperature: got {temperature}, accepts a positive number")
+    if num_classes < 1 or train_y.min() < 0 or train_y.max() >= num_classes:
+        raise ValueError(f"num_classes: got {num_classes}, accepts more than the largest label, {int(train_y.max())}, and labels from 0")
+    k = min(k, len(train_x))
+    queries = max(1, min(1024, BLOCK_ELEMENTS // num_classes))
+    rows = max(k, BLOCK_ELEMENTS // queries)
+    test_x = F.normalize(test_x, dim=1)
+    predictions = []
+    for query in test_x.split(queries):
+        similarity, index = _nearest(train_x, query, k, rows)
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the common factor changes no order
+        votes = torch.zeros(len(query), num_classes, dtype=weights.dtype, device=weights.device)
+        votes.scatter_add_(1, train_y[index], weights)
+        predictions.append(votes.argsort(dim=1, descending=True, stable=True)[:, :5])
+    if not predictions:
+        return torch.empty(0, min(5, num_classes), dtype=torch.int64, device=test_x.device)
+    return torch.cat(predictions)
+
+
+def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Cosines Float[q, k], falling, and indices Long[q, k] of the k nearest rows; equal ones by rising index."""
+    best = torch.empty(len(query), 0, dtype=query.dtype, device=query.device)
+    index = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
+    for start in range(0, len(train_x), rows):
+        block = F.normalize(train_x[start : start + rows], dim=1)
+        values, places = _top(query @ block.T, min(k, len(block)))
+        # Earlier blocks come first, so a stable sort leaves ties in the order of their index.
+        values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
+        index = torch.cat([index, places + start], 1).gather(1, order)[:, :k]
+        best = values[:, :k]
+    return best, index
+
+
+def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``topk`` with equal values by rising index; ``topk`` itself promises no order among them."""
+    values, places = similarity.topk(k, dim=1)
+    places = places.sort(1)[0]
+    values, order = similarity.gather(1, places).sort(dim=1, descending=True, stable=True)
+    places = places.gather(1, order)
+    # Where the k-th value stands more often than it was taken, topk may have taken the wrong ones: sort those rows in full.
+    last = values[:, -1:]
+    torn = (similarity == last).sum(1) > (values == last).sum(1)
+    if torn.any():
+        full, order = similarity[torn].sort(dim=1, descending=True, stable=True)
+        values[torn], places[torn] = full[:, :k], order[:, :k]
+    return values, places
+
+
+def knn_accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, k: int, num_classes: int, temperature: float = 0.07) -> float:
+    """Top-1 accuracy of ``knn_predict`` in percent."""
+    predicted = knn_predict(train_x, train_y, test_x, k=k, temperature=temperature, num_classes=num_classes)
+    return 100 * (predicted[:, 0] == test_y).double().mean().item()
+
+
+def few_example_accuracy(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    examples: int,
+    k: int,
+    num_classes: int,
+    draws: int = DRAWS,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Top-1 accuracy in percent with ``examples`` training images a class, mean over disjoint random draws.
+
+    Raises:
+        ValueError: a class with fewer than ``draws * examples`` images.
+    """
+    order = torch.randperm(len(train_y), generator=generator).to(train_y.device)
+    of_class = [order[train_y[order] == c] for c in range(num_classes)]
+    fewest = min(len(rows) for rows in of_class)
+    if draws * examples > fewest:
+        raise ValueError(f"examples: got {examples} for {draws} disjoint draws, accepts at most {fewest // draws}: the smallest class has {fewest} images")
+    accuracies = []
+    for draw in range(draws):
+        chosen = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])
+        accuracies.append(knn_accuracy(train_x[chosen], train_y[chosen], test_x, test_y, k=k, num_classes=num_classes))
+    return sum(accuracies) / draws
+
+
+def evaluate_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, neighbours: list[int], num_classes: int, few: bool = False) -> dict[str, float]:
+    """``{"knn_10": percent, …}`` for each k, their best as ``"knn"``, and with ``few`` also ``"knn_nu1"`` and so on.
+
+    Args:
+        train, test: (features, labels).
+        neighbours: the values of k.
+        num_classes: C.
+        few: also classify from few examples, for as many of ``FEW_EXAMPLES`` as the classes have images.
+    """
+    figures = {f"knn_{k}": knn_accuracy(*train, *test, k=k, num_classes=num_classes) for k in neighbours}
+    figures["knn"] = max(figures.values())
+    smallest = int(train[1].bincount(minlength=num_classes).min())
+    for examples, k in FEW_EXAMPLES.items() if few else ():
+        if DRAWS * examples <= smallest:
+            generator = torch.Generator().manual_seed(examples)
+            figures[f"knn_nu{examples}"] = few_example_accuracy(*train, *test, examples=examples, k=k, num_classes=num_classes, generator=generator)
+    return figures

@@ -1,0 +1,258 @@
+"""Which patch tokens to hide from the student: random, block-wise and attention-guided masks.
+
+A mask is ``Bool[batch, tokens]`` over the patch tokens in row-major order (no class token); **True means masked**.
+Every function draws from its ``generator`` alone, on the generator's device.
+
+Sources: AttMask (Kakogeorgiou et al., ECCV 2022, section 3.2), BEiT (Bao et al., ICLR 2022, algorithm 1) as used by
+iBOT (Zhou et al., ICLR 2022), MAE (He et al., CVPR 2022) for the ratio of 75%.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+STRATEGIES = ("block", "random", "random75", "attmask_low", "attmask_hint", "attmask_high")
+
+
+def needs_attention(strategy: str) -> bool:
+    """Whether a strategy of ``STRATEGIES`` looks at the teacher's attention."""
+    _check_choice("strategy", strategy, STRATEGIES)
+    return strategy.startswith("attmask")
+
+
+def random_mask(batch: int, tokens: int, ratio: float, *, generator: torch.Generator | None = None, device=None) -> Tensor:
+    """Mask exactly ``int(ratio * tokens)`` tokens of each row, chosen uniformly.
+
+    Args:
+        batch: number of rows.
+        tokens: tokens a row.
+        ratio: masked fraction in [0, 1); 0 gives an empty mask.
+        generator: source of randomness; None is torch's global one.
+        device: where the mask lies; None is the generator's device.
+
+    Returns:
+        Bool[batch, tokens], True = masked.
+
+    Raises:
+        ValueError: a count below 1, or a ratio outside [0, 1).
+    """
+    _check_count("batch", batch)
+    _check_count("tokens", tokens)
+    _check_ratio("ratio", ratio)
+    counts = torch.full((batch,), int(ratio * tokens))
+    return _random(counts, tokens, generator).to(device or _device_of(generator))
+
+
+def block_mask(batch: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator | None = None, device=None) -> Tensor:
+    """Mask rectangles until ``int(ratio * H * W)`` tokens are reached, never more (BEiT algorithm 1, as in iBOT).
+
+    A block covers at least ``(min(H, W) // 3) ** 2`` tokens (fewer where the target itself is smaller), has a log-uniform
+    aspect ratio in [0.3, 1 / 0.3] and is smaller than the grid on both sides. When ten attempts in a row fit nowhere the
+    mask stays below its target, so a grid of one row or one column stays unmasked.
+
+    Args:
+        batch: number of rows.
+        grid: patches (down, across).
+        ratio: target fraction in [0, 1); 0 gives an empty mask.
+        generator: source of randomness; None is torch's global one.
+        device: where the mask lies; None is the generator's device.
+
+    Returns:
+        Bool[batch, H * W], True = masked.
+
+    Raises:
+        ValueError: a count below 1, a grid that is not two counts, or a ratio outside [0, 1).
+    """
+    _check_count("batch", batch)
+    _check_grid(grid)
+    _check_ratio("ratio", ratio)
+    counts = torch.full((batch,), int(ratio * grid[0] * grid[1]))
+    return _blocks(counts, grid, generator).to(device or _device_of(generator))
+
+
+def attention_mask(
+    attention: Tensor,
+    ratio: float,
+    *,
+    strategy: str,
+    hint_pool: float = 0.1,
+    hint_ratio: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """AttMask: mask the tokens that the teacher attends most (or least).
+
+    Args:
+        attention: Float[B, N], the teacher's attention of [CLS] over the patches, mean over heads (AttMask eq. 5). Ties
+            go to the lower index.
+        ratio: masked fraction r in [0, 1).
+        strategy: ``"high"`` masks the ``int(r N)`` most attended tokens, ``"low"`` the least attended. ``"hint"`` masks as
+            high does and then reveals up to ``int(hint_ratio N)`` masked tokens, drawn without replacement from the
+            ``int(hint_pool N)`` most attended ones.
+        hint_pool: fraction of the tokens, the most attended, from which hints are drawn.
+        hint_ratio: fraction of the tokens that is revealed; None is ``hint_pool * ratio`` as in the paper's text (the
+            released code draws a second ratio r' and reveals ``hint_pool * r'``).
+        generator: source of randomness of the hints; None is torch's global one.
+
+    Returns:
+        Bool[B, N], True = masked.
+
+    Raises:
+        ValueError: attention that is not a floating [B, N], an unknown strategy, or a ratio out of range.
+    """
+    if attention.ndim != 2 or not attention.is_floating_point():
+        raise ValueError(f"attention: got {attention.dtype} of shape {tuple(attention.shape)}, accepts floats of shape [B, N]")
+    _check_ratio("ratio", ratio)
+    _check_choice("strategy", strategy, ("high", "low", "hint"))
+    counts = torch.full((len(attention),), int(ratio * attention.shape[1]))
+    return _attended(attention, counts, ratio, strategy, hint_pool, hint_ratio, generator)
+
+
+def draw_masks(
+    strategy: str,
+    batch: int,
+    grid: tuple[int, int],
+    *,
+    attention: Tensor | None = None,
+    ratio_range: tuple[float, float] = (0.1, 0.5),
+    probability: float = 0.5,
+    share_ratio: bool = True,
+    generator: torch.Generator | None = None,
+    device=None,
+) -> Tensor:
+    """The masks of one training step: each row is masked with ``probability``, at a ratio r ~ U(ratio_range).
+
+    ``share_ratio`` draws one r for the whole batch (what AttMask's code does for its own strategies) instead of one a row
+    (what iBOT's code does for block and random). A comparison must use one setting for all strategies. ``random75`` is
+    random at the fixed ratio 0.75.
+
+    Args:
+        strategy: one of ``STRATEGIES``.
+        batch: rows, two global crops of each image.
+        grid: patches (down, across).
+        attention: Float[batch, H * W], needed by the AttMask strategies only.
+        ratio_range: bounds of r, within [0, 1).
+        probability: that a row is masked at all.
+        share_ratio: one r a batch, or one a row.
+        generator: source of randomness, best on the CPU; None is torch's global one.
+        device: where the masks lie; None is the attention's device, or the generator's.
+
+    Returns:
+        Bool[batch, H * W], True = masked.
+
+    Raises:
+        ValueError: an argument out of range, or an AttMask strategy without attention.
+    """
+    _check_choice("strategy", strategy, STRATEGIES)
+    _check_count("batch", batch)
+    _check_grid(grid)
+    for ratio in ratio_range:
+        _check_ratio("ratio_range", ratio)
+    tokens, where = grid[0] * grid[1], _device_of(generator)
+    if needs_attention(strategy) and (attention is None or attention.shape != (batch, tokens)):
+        got = None if attention is None else tuple(attention.shape)
+        raise ValueError(f"attention: got {got}, {strategy} accepts floats of shape {(batch, tokens)}")
+
+    low, high = (0.75, 0.75) if strategy == "random75" else ratio_range
+    ratios = low + (high - low) * torch.rand(1 if share_ratio else batch, generator=generator, device=where, dtype=torch.float64)
+    masked = torch.rand(batch, generator=generator, device=where) < probability
+    ratios = torch.where(masked, ratios.expand(batch), 0.0)
+    counts = (ratios * tokens).long()
+    if strategy == "block":
+        masks = _blocks(counts, grid, generator)
+    elif strategy in ("random", "random75"):
+        masks = _random(counts, tokens, generator)
+    else:
+        masks = _attended(attention, counts, ratios, strategy.removeprefix("attmask_"), 0.1, None, generator)
+    return masks.to(device or (where if attention is None else attention.device))
+
+
+def _random(counts: Tensor, tokens: int, generator) -> Tensor:
+    scores = torch.rand(len(counts), tokens, generator=generator, device=_device_of(generator))
+    return _first(scores.argsort(dim=1, stable=True), counts)
+
+
+def _attended(attention: Tensor, counts: Tensor, ratio, strategy: str, hint_pool: float, hint_ratio, generator) -> Tensor:
+    """``counts`` [B] tokens a row by attention; ``ratio`` is a float or [B]."""
+    _check_ratio("hint_pool", hint_pool, top=True)
+    tokens = attention.shape[1]
+    order = attention.argsort(dim=1, descending=strategy != "low", stable=True)  # [B, N], the first to mask first
+    mask = _first(order, counts)
+    if strategy == "hint":
+        if hint_ratio is None:
+            hint_ratio = hint_pool * ratio
+        else:
+            _check_ratio("hint_ratio", hint_ratio, top=True)
+        revealed = (torch.as_tensor(hint_ratio, dtype=torch.float64, device=counts.device).expand(len(counts)) * tokens).long()
+        pool = counts.clamp(max=int(hint_pool * tokens))  # hints come from tokens that are masked
+        scores = torch.rand(counts.shape[0], tokens, generator=generator, device=_device_of(generator)).to(attention.device)
+        beyond = torch.arange(tokens, device=attention.device) >= pool.to(attention.device)[:, None]
+        drawn = scores.masked_fill(beyond, 2.0).argsort(dim=1, stable=True)  # places within the order, the pool's first
+        mask &= ~_first(order.gather(1, drawn), revealed.minimum(pool))
+    return mask
+
+
+def _first(order: Tensor, counts: Tensor) -> Tensor:
+    """Bool[B, N]: True for the first ``counts[b]`` indices of each row of ``order``."""
+    taken = torch.arange(order.shape[1], device=order.device) < counts.to(order.device)[:, None]
+    return torch.zeros_like(taken).scatter_(1, order, taken)
+
+
+def _blocks(counts: Tensor, grid: tuple[int, int], generator) -> Tensor:
+    height, width = grid
+    # A rejection sampler of scalars: plain Python numbers, drawn in bulk from the generator.
+    draws = _uniforms(generator)
+    masks = torch.zeros(len(counts), height, width, dtype=torch.bool)
+    for mask, target in zip(masks.numpy(), counts.tolist()):
+        smallest = min((min(height, width) // 3) ** 2, target)
+        remaining = target
+        while remaining > 0:
+            placed = 0
+            for _ in range(10):
+                area = smallest + (remaining - smallest) * next(draws)
+                aspect = math.exp(math.log(0.3) + 2 * math.log(1 / 0.3) * next(draws))
+                h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+                if h >= height or w >= width:
+                    continue
+                top, left = int(next(draws) * (height - h + 1)), int(next(draws) * (width - w + 1))
+                block = mask[top : top + h, left : left + w]
+                new = h * w - int(block.sum())
+                if 0 < new <= remaining:
+                    block[:] = True
+                    placed = new
+                    break
+            if not placed:
+                break
+            remaining -= placed
+    return masks.flatten(1).to(_device_of(generator))
+
+
+def _uniforms(generator):
+    while True:
+        yield from torch.rand(256, generator=generator, device=_device_of(generator), dtype=torch.float64).tolist()
+
+
+def _device_of(generator) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _check_count(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, accepts an integer of at least 1")
+
+
+def _check_grid(grid) -> None:
+    if len(grid) != 2:
+        raise ValueError(f"grid: got {grid!r}, accepts (height, width) in patches")
+    for side in grid:
+        _check_count("grid", side)
+
+
+def _check_ratio(name: str, value, *, top: bool = False) -> None:
+    if not (0 <= value < 1 or top and value == 1):
+        raise ValueError(f"{name}: got {value!r}, accepts a number in [0, 1{']' if top else ')'}")
+
+
+def _check_choice(name: str, value, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, accepts one of {', '.join(choices)}")

@@ -1,0 +1,60 @@
+"""The projection head of DINO and iBOT."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WeightNormLinear(nn.Module):
+    """A bias-free linear layer whose rows are ``g * v / |v|``, under the parameter names of the released checkpoints."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1))
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+class ProjectionHead(nn.Module):
+    """MLP, l2 normalisation, and a weight-normed linear layer onto K prototypes (DINO section 3.1, appendix C).
+
+    Args:
+        in_dim: width D of the network.
+        out_dim: prototypes K.
+        hidden_dim: width of the MLP.
+        bottleneck_dim: width of the normalised vector.
+        layers: linear layers of the MLP, GELU between them.
+        norm_last_layer: keep the gain of the last layer frozen at 1.
+
+    Raises:
+        ValueError: fewer than one layer.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, layers: int = 3, norm_last_layer: bool = True
+    ):
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers: got {layers}, accepts 1 or more")
+        widths = [in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim]
+        modules = []
+        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+            modules += [nn.GELU()] * (i > 0) + [nn.Linear(a, b)]
+        self.mlp = nn.Sequential(*modules)
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
+        self.last_layer.weight_g.requires_grad_(not norm_last_layer)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Float[..., D] -> Float[..., bottleneck_dim] of unit length: all but the last layer."""
+        return F.normalize(self.mlp(x), dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float[..., D] -> logits Float[..., K]."""
+        return self.last_layer(self.project(x))

@@ -1,0 +1,106 @@
+"""Recipe entries: the numbers that runs depend on, read from ``recipes/<scale>.yaml``.
+
+An entry is named ``scale/name``. Its keys are the fields of its method's configuration, all of them and no others, besides
+``about`` (what it is, costs and gives) and ``experiment`` (the file of ``records/`` that its runs go to).
+"""
+
+import dataclasses
+import itertools
+from functools import cache
+
+import yaml
+
+from lib import paths
+
+SCALES = ("smoke", "small", "paper")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A recipe entry: ``settings`` are the configuration's, as the file has them."""
+
+    scale: str
+    name: str
+    about: str
+    experiment: str
+    settings: dict
+
+
+@cache
+def _read(scale: str) -> dict:
+    if scale not in SCALES:
+        raise ValueError(f"scale: got {scale!r}, accepts {', '.join(SCALES)}")
+    file = paths.RECIPES / f"{scale}.yaml"
+    try:
+        return yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: missing or damaged ({error})") from error
+
+
+def entry(name: str) -> Entry:
+    """The entry ``scale/name``.
+
+    Raises:
+        ValueError: no such entry.
+    """
+    scale, _, short = name.partition("/")
+    if scale not in SCALES or short not in _read(scale)["entries"]:
+        raise ValueError(f"entry: got {name!r}, accepts {', '.join(names())}")
+    settings = dict(_read(scale)["entries"][short])
+    return Entry(scale, short, settings.pop("about"), settings.pop("experiment"), settings)
+
+
+def names(scales=SCALES) -> list[str]:
+    """All entries of the scales, as ``scale/name``."""
+    return [f"{scale}/{name}" for scale in scales for name in _read(scale)["entries"]]
+
+
+def evidence(scale: str) -> list[tuple[str, dict]]:
+    """The ordered runs that a scale's evidence consists of: (entry, overrides), the most wanted first.
+
+    An item of the file's ``evidence`` names an entry and gives lists for some keys; the first key varies slowest.
+    """
+    runs = []
+    for item in _read(scale).get("evidence", []):
+        keys = [key for key in item if key != "entry"]
+        values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
+        runs += [(f"{scale}/{item['entry']}", dict(zip(keys, chosen))) for chosen in itertools.product(*values)]
+    return runs
+
+
+def configure(chosen: Entry, config_class: type, overrides: dict):
+    """The configuration of an entry with some keys overridden.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of the wrong type.
+    """
+    known = {field.name: field.type for field in dataclasses.fields(config_class)}
+    where = f"{chosen.scale}/{chosen.name}"
+    for source, keys in ((f"entry {where}", chosen.settings), ("overrides", overrides)):
+        for key in keys:
+            if key not in known:
+                raise ValueError(f"{key}: unknown key in {source}; {where} accepts {', '.join(known)}")
+    missing = [key for key in known if key not in chosen.settings]
+    if missing:
+        raise ValueError(f"{where}: lacks {', '.join(missing)}")
+    settings = chosen.settings | overrides
+    return config_class(**{key: _typed(key, value, known[key]) for key, value in settings.items()})
+
+
+def parse(assignment: str) -> tuple[str, object]:
+    """``key=value`` from a command line; the value is read as YAML."""
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"override: got {assignment!r}, accepts key=value")
+    return key, yaml.safe_load(value)
+
+
+def _typed(key: str, value, kind):
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
+        except ValueError as error:
+            raise ValueError(f"{key}: got {value!r}, accepts a number") from error
+    if kind == list[float]:
+        return [float(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return list(value) if isinstance(value, tuple) else value
