@@ -55,16 +55,41 @@ def names(scales=SCALES) -> list[str]:
     return [f"{scale}/{name}" for scale in scales for name in _read(scale)["entries"]]
 
 
-def evidence(scale: str) -> list[tuple[str, dict]]:
-    """The ordered runs that a scale's evidence consists of: (entry, overrides), the most wanted first.
+def entry_for(scale: str, role: str, device: str) -> str:
+    """The entry that notebooks run at a scale on a kind of device: the file's ``notebooks`` names one for each role.
 
-    An item of the file's ``evidence`` names an entry and gives lists for some keys; the first key varies slowest.
+    Args:
+        scale: smoke, small or paper.
+        role: ``main``, ``comparison``, ``fractions`` …
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: a role that the scale does not have.
+    """
+    roles = _read(scale)["notebooks"]
+    if role not in roles:
+        raise ValueError(f"role: got {role!r}, {scale} accepts {', '.join(roles)}")
+    name = roles[role]
+    return f"{scale}/{name[device] if isinstance(name, dict) else name}"
+
+
+def fractions(scale: str) -> list[float]:
+    """The fractions of the data that are compared at a scale."""
+    return _read(scale)["fractions"]
+
+
+def evidence(scale: str, device: str) -> list[tuple[str, dict]]:
+    """The ordered runs that a scale's evidence on a kind of device consists of: (entry, overrides), the most wanted first.
+
+    An item of the file's ``evidence`` names an entry and the device (``cpu`` or ``cuda``) and gives values, or lists of them,
+    for some keys; the first key varies slowest.
     """
     runs = []
     for item in _read(scale).get("evidence", []):
-        keys = [key for key in item if key != "entry"]
-        values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
-        runs += [(f"{scale}/{item['entry']}", dict(zip(keys, chosen))) for chosen in itertools.product(*values)]
+        if item["device"] == device:
+            keys = [key for key in item if key not in ("entry", "device")]
+            values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
+            runs += [(f"{scale}/{item['entry']}", dict(zip(keys, chosen))) for chosen in itertools.product(*values)]
     return runs
 
 

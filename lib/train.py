@@ -1,7 +1,8 @@
 """One run: train a recipe entry, evaluate it, and keep both in the run store.
 
-    python -m lib.train small/ibot masking=attmask_high seed=1
-    torchrun --nproc-per-node 4 -m lib.train paper/ibot_20pct masking=attmask_high
+python -m lib.train small/ibot masking=attmask_high seed=1
+python -m lib.train --evidence small --budget 60
+torchrun --nproc-per-node 4 -m lib.train paper/ibot_20pct masking=attmask_high
 """
 
 import argparse
@@ -19,7 +20,7 @@ from lib.distillation.methods import Distillation, DistillationConfig
 from lib.evaluation.features import pooled_features
 from lib.evaluation.knn import evaluate_knn
 from lib.models import create_model
-from lib.results.runs import Run, open_run
+from lib.results.runs import Run, open_run, records
 from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, train, training_steps
 
 # method -> (its configuration, its learner); a learner is made from (configuration, steps)
@@ -51,7 +52,14 @@ def configure(chosen: recipes.Entry, overrides: dict) -> TrainingConfig:
 
 
 def run(
-    entry: str, *, budget: float | None = None, device=None, root: str | Path | None = None, record: bool = False, progress: bool = True, **overrides
+    entry: str,
+    *,
+    budget: float | None = None,
+    device=None,
+    root: str | Path | None = None,
+    record: bool = False,
+    progress: bool = True,
+    **overrides,
 ) -> Run:
     """Train and evaluate a run, or load it where it is finished; an unfinished one is resumed.
 
@@ -83,6 +91,11 @@ def run(
     return found
 
 
+def entry_for(scale: str, role: str) -> str:
+    """The entry for a role at a scale on this machine, see ``lib.recipes.entry_for``."""
+    return recipes.entry_for(scale, role, default_device().type)
+
+
 def default_device() -> torch.device:
     """This process's GPU, or the CPU where there is none."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
@@ -109,7 +122,6 @@ def untrained_encoder(found: Run, device="cpu") -> nn.Module:
 
 
 def _make(found: Run, config: TrainingConfig, device, budget, root, progress) -> None:
-    started = time.monotonic()
     source = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
     test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
     _, steps = training_steps(source, config)
@@ -141,6 +153,42 @@ class _nothing:
         return False
 
 
+def run_evidence(scale: str, *, budget: float | None = None, device=None, root: str | Path | None = None) -> bool:
+    """Train and record what is missing of a scale's evidence, in its order, until ``budget`` seconds have passed.
+
+    A run that fails is reported and the next one goes on.
+
+    Returns:
+        Whether nothing is missing now.
+    """
+    started = time.monotonic()
+    device = torch.device(device or default_device())
+    wanted = recipes.evidence(scale, device.type)
+    recorded = set(records().get("key", []))
+    complete = True
+    for number, (entry, overrides) in enumerate(wanted, 1):
+        title = f"[{number}/{len(wanted)}] {entry} " + " ".join(f"{k}={v}" for k, v in overrides.items())
+        if find_run(entry, **overrides).key in recorded:
+            print(f"{title}: recorded")
+            continue
+        left = None if budget is None else budget - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            print(f"{title}: no time left; the same command continues here")
+            return False
+        print(title, flush=True)
+        try:
+            found = run(entry, budget=left, device=device, root=root, record=True, **overrides)
+        except (ValueError, RuntimeError) as error:
+            print(f"{title}: failed: {error}", file=sys.stderr)
+            complete = False
+            continue
+        if not found.finished:
+            print(f"{title}: stopped at the time budget; the same command continues here")
+            return False
+        print(f"{title}: k-NN {found.metrics['knn']:.1f}%, untrained {found.metrics['untrained_knn']:.1f}%", flush=True)
+    return complete
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", nargs="?", metavar="ENTRY", help="recipe entry, scale/name; without one, all entries are listed")
@@ -149,14 +197,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the default is a GPU if there is one")
     parser.add_argument("--root", help="folder of the data set; the default is $COMPANION_DATA, then the Hub")
     parser.add_argument("--record", action="store_true", help="leave a line in records/ when finished")
+    parser.add_argument(
+        "--evidence",
+        metavar="SCALE",
+        choices=recipes.SCALES,
+        help="instead of an entry: train and record what is missing of a scale's evidence",
+    )
     options = parser.parse_args(arguments)
+    budget = None if options.budget is None else 60 * options.budget
+    if options.evidence:
+        return 0 if run_evidence(options.evidence, budget=budget, device=options.device, root=options.root) else 3
     if options.entry is None:
         for name in recipes.names():
             print(f"{name:32} {recipes.entry(name).about}")
         return 0
     try:
         overrides = dict(recipes.parse(assignment) for assignment in options.overrides)
-        budget = None if options.budget is None else 60 * options.budget
         found = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

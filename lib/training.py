@@ -119,7 +119,7 @@ def train(
     autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     bar = tqdm(total=steps, initial=step, desc=folder.name, disable=not (progress and trainer.main), mininterval=2, unit="step")
     learner.train()
-    last_log = time.monotonic()
+    clock, clocked = time.monotonic(), step  # of the speed that is logged
     try:
         for images, sizes, labels in batches:
             generator = seed_step(config.seed, step, trainer.rank)
@@ -146,18 +146,21 @@ def train(
             saves = step % config.checkpoint_steps == 0 or step == steps or late
             if step % config.log_steps == 0 or saves:
                 _check_finite(healthy, step, folder / CHECKPOINT)
-                count = (step - 1) % config.log_steps + 1
-                figures = {name: value.item() / count for name, value in averages.items()}
-                now = time.monotonic()
-                if step % config.log_steps == 0:
-                    speed = config.batch_size * config.log_steps / (now - last_log)
-                    log.write(step, epoch=step / steps_per_epoch, **figures, lr=rates[step - 1], images_per_second=round(speed, 1))
-                    bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
-                    averages, last_log = {}, now
-            if ended and evaluate is not None and trainer.main and (step == steps or config.knn_epochs and step // steps_per_epoch % config.knn_epochs == 0):
+            if step % config.log_steps == 0:
+                figures = {name: value.item() / config.log_steps for name, value in averages.items()}
+                speed = config.batch_size * (step - clocked) / (time.monotonic() - clock)
+                log.write(step, epoch=step / steps_per_epoch, **figures, lr=rates[step - 1], images_per_second=round(speed, 1))
+                bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+                averages, clock, clocked = {}, time.monotonic(), step
+            if (
+                ended
+                and evaluate is not None
+                and trainer.main
+                and (step == steps or config.knn_epochs and step // steps_per_epoch % config.knn_epochs == 0)
+            ):
                 log.write(step, epoch=step // steps_per_epoch, **evaluate(learner.encoder, step // steps_per_epoch))
                 learner.train()
-                last_log = time.monotonic()
+                clock, clocked = time.monotonic(), step
             if saves and trainer.main:
                 elapsed = seconds + time.monotonic() - started
                 state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed}

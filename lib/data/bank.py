@@ -125,7 +125,9 @@ def bank(
     if len(table) * 3 * size * size > max_bytes:
         return Stream(table, size, device)
 
-    file = (Path(cache) if cache is not None else paths.runs_folder() / "banks") / f"{name}-{split}-{size}-{_table_fingerprint(table, size)}.safetensors"
+    file = (
+        Path(cache) if cache is not None else paths.runs_folder() / "banks"
+    ) / f"{name}-{split}-{size}-{_table_fingerprint(table, size)}.safetensors"
     if file.is_file():
         try:
             tensors = load_file(file)

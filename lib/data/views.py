@@ -45,7 +45,9 @@ def multi_crop_recipe(
     return [first, second], [View(local_size, tuple(local_scale), blur=0.5)] * local_crops
 
 
-def make_views(images: Tensor, recipe: list[View], *, sizes: Tensor | None = None, generator: torch.Generator | None = None) -> list[Tensor]:
+def make_views(
+    images: Tensor, recipe: list[View], *, sizes: Tensor | None = None, generator: torch.Generator | None = None
+) -> list[Tensor]:
     """One view of every image for every entry of ``recipe``.
 
     Args:
@@ -199,37 +201,38 @@ def _augment(x: Tensor, view: View, draw: _Draw) -> Tensor:
     if view.jitter_probability > 0:
         x = _colour_jitter(x, view, draw)
     if view.grey > 0:
-        x = _on(x, draw.chance(view.grey), lambda part, _: _luma(part).expand_as(part))
+        x = _on(x, draw.chance(view.grey), lambda part: _luma(part).expand_as(part))
     if view.blur > 0:
-        sigma = draw.uniform(*view.blur_sigma)
-
-        def blurred(part, chosen):
-            matrix = blur_matrix(sigma[chosen], part.shape[-1])
-            return separable(part, matrix, matrix)
-
-        x = _on(x, draw.chance(view.blur), blurred)
+        x = _on(x, draw.chance(view.blur), _blur, draw.uniform(*view.blur_sigma))
     if view.solarise > 0:
-        x = _on(x, draw.chance(view.solarise), lambda part, _: torch.where(part >= 0.5, 1 - part, part))
+        x = _on(x, draw.chance(view.solarise), lambda part: torch.where(part >= 0.5, 1 - part, part))
     return x
 
 
 def _colour_jitter(x: Tensor, view: View, draw: _Draw) -> Tensor:
     """Brightness, contrast, saturation and hue by factors of each image's own, in an order of its own."""
-    brightness, contrast, saturation, hue = view.jitter
-    factors = [draw.uniform(max(0.0, 1 - v), 1 + v) for v in (brightness, contrast, saturation)] + [draw.uniform(-hue, hue)]
+    *strengths, hue = view.jitter
+    factors = [draw.uniform(max(0.0, 1 - v), 1 + v) for v in strengths] + [draw.uniform(-hue, hue)]
     applied = draw.chance(view.jitter_probability)
     order = torch.stack([draw.uniform() for _ in range(4)]).argsort(0)  # [4, B]
-    changes = (_brightness, _contrast, _saturation, _hue)
     for place in range(4):
-        for i, change in enumerate(changes):
-            x = _on(x, applied & (order[place] == i), lambda part, chosen: change(part, factors[i][chosen].view(-1, 1, 1, 1)))
+        for i, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+            x = _on(x, applied & (order[place] == i), change, factors[i])
     return x
 
 
-def _on(x: Tensor, chosen: Tensor, change) -> Tensor:
-    """Apply ``change(x[chosen], indices)`` to the chosen images only, in place."""
+def _on(x: Tensor, chosen: Tensor, change, amount: Tensor | None = None) -> Tensor:
+    """Replace the chosen images by ``change`` of them, in place; ``amount`` [B] gives it a number for each image."""
     indices = chosen.nonzero().squeeze(1)
-    return x.index_copy_(0, indices, change(x[indices], indices)) if len(indices) else x
+    if len(indices):
+        changed = change(x[indices]) if amount is None else change(x[indices], amount[indices].view(-1, 1, 1, 1))
+        x.index_copy_(0, indices, changed)
+    return x
+
+
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+    matrix = blur_matrix(sigma.flatten(), x.shape[-1])
+    return separable(x, matrix, matrix)
 
 
 def _luma(x: Tensor) -> Tensor:

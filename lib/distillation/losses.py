@@ -66,7 +66,13 @@ class IBOTLoss(DINOLoss):
     """
 
     def __init__(
-        self, out_dim: int, patch_dim: int | None = None, *, student_temp: float = 0.1, center_momentum: float = 0.9, patch_center_momentum: float = 0.9
+        self,
+        out_dim: int,
+        patch_dim: int | None = None,
+        *,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+        patch_center_momentum: float = 0.9,
     ):
         super().__init__(out_dim, student_temp=student_temp, center_momentum=center_momentum)
         self.patch_center_momentum = patch_center_momentum
@@ -105,7 +111,9 @@ class IBOTLoss(DINOLoss):
                 f"accepts two [2, B, N, {len(self.patch_center)}]"
             )
         if masks.dtype != torch.bool or masks.shape != student_patches.shape[:3]:
-            raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(student_patches.shape[:3])}")
+            raise ValueError(
+                f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(student_patches.shape[:3])}"
+            )
         return self.of_masked(
             student_cls,
             student_patches[masks],
@@ -176,4 +184,6 @@ def _check_views(student: Tensor, teacher: Tensor, center: Tensor) -> None:
     if teacher.ndim != 3 or len(teacher) != 2 or teacher.shape[-1] != len(center):
         raise ValueError(f"teacher: got shape {tuple(teacher.shape)}, accepts [2, B, {len(center)}]")
     if student.ndim != 3 or len(student) < 2 or student.shape[1:] != teacher.shape[1:]:
-        raise ValueError(f"student: got shape {tuple(student.shape)}, accepts [V, {teacher.shape[1]}, {len(center)}] with V >= 2, globals first")
+        raise ValueError(
+            f"student: got shape {tuple(student.shape)}, accepts [V, {teacher.shape[1]}, {len(center)}] with V >= 2, globals first"
+        )

@@ -115,7 +115,9 @@ class Distillation(nn.Module):
             teacher_mean = self.teacher_head.last_layer(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)  # [K]
         student_masked = self.student_head(student.patches[masks])  # [M, K]
         masks = masks.unflatten(0, (2, batch))
-        losses = self.loss.of_masked(student_cls, student_masked, teacher_cls, teacher_masked, masks, teacher_mean, temperature, temperature)
+        losses = self.loss.of_masked(
+            student_cls, student_masked, teacher_cls, teacher_masked, masks, teacher_mean, temperature, temperature
+        )
         return {"loss": losses["total"], "cls": losses["cls"].detach(), "patch": losses["patch"].detach()}
 
     def draw_masks(self, target, generator: torch.Generator) -> Tensor:

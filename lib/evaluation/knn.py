@@ -88,7 +88,9 @@ def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, places
 
 
-def knn_accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, k: int, num_classes: int, temperature: float = 0.07) -> float:
+def knn_accuracy(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, k: int, num_classes: int, temperature: float = 0.07
+) -> float:
     """Top-1 accuracy of ``knn_predict`` in percent."""
     predicted = knn_predict(train_x, train_y, test_x, k=k, temperature=temperature, num_classes=num_classes)
     return 100 * (predicted[:, 0] == test_y).double().mean().item()
@@ -115,7 +117,9 @@ def few_example_accuracy(
     of_class = [order[train_y[order] == c] for c in range(num_classes)]
     fewest = min(len(rows) for rows in of_class)
     if draws * examples > fewest:
-        raise ValueError(f"examples: got {examples} for {draws} disjoint draws, accepts at most {fewest // draws}: the smallest class has {fewest} images")
+        raise ValueError(
+            f"examples: got {examples} for {draws} disjoint draws, accepts at most {fewest // draws}: the smallest class has {fewest} images"
+        )
     accuracies = []
     for draw in range(draws):
         chosen = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])
@@ -123,7 +127,9 @@ def few_example_accuracy(
     return sum(accuracies) / draws
 
 
-def evaluate_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, neighbours: list[int], num_classes: int, few: bool = False) -> dict[str, float]:
+def evaluate_knn(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, neighbours: list[int], num_classes: int, few: bool = False
+) -> dict[str, float]:
     """``{"knn_10": percent, …}`` for each k, their best as ``"knn"``, and with ``few`` also ``"knn_nu1"`` and so on.
 
     Args:
@@ -138,5 +144,7 @@ def evaluate_knn(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, n
     for examples, k in FEW_EXAMPLES.items() if few else ():
         if DRAWS * examples <= smallest:
             generator = torch.Generator().manual_seed(examples)
-            figures[f"knn_nu{examples}"] = few_example_accuracy(*train, *test, examples=examples, k=k, num_classes=num_classes, generator=generator)
+            figures[f"knn_nu{examples}"] = few_example_accuracy(
+                *train, *test, examples=examples, k=k, num_classes=num_classes, generator=generator
+            )
     return figures

@@ -57,7 +57,9 @@ class ViT(VisionTransformer):
             if not hasattr(self, "masked_embed"):
                 raise ValueError("mask: got one, but this network has no mask embedding; accepts None (see create_model's mask_token)")
             if mask.dtype != torch.bool or mask.shape != (len(x), grid[0] * grid[1]):
-                raise ValueError(f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepts bool of shape {(len(x), grid[0] * grid[1])}")
+                raise ValueError(
+                    f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepts bool of shape {(len(x), grid[0] * grid[1])}"
+                )
             x = torch.where(mask.view(*x.shape[:3], 1), self.masked_embed.to(x.dtype), x)
         x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # [B, 1 + N, D]
         for block in self.blocks[:-1]:
@@ -92,7 +94,14 @@ def _attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def create_model(
-    arch: str, *, pooling: str | None = None, img_size=224, patch_size: int | None = None, num_classes: int = 0, mask_token: bool = False, **options
+    arch: str,
+    *,
+    pooling: str | None = None,
+    img_size=224,
+    patch_size: int | None = None,
+    num_classes: int = 0,
+    mask_token: bool = False,
+    **options,
 ) -> nn.Module:
     """A Vision Transformer by name.
 
@@ -127,4 +136,3 @@ def create_model(
     if mask_token:
         model.masked_embed = nn.Parameter(torch.zeros(1, model.embed_dim))
     return model
-

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def write_atomically(file: Path, text: str) -> None:
 def provenance(device: torch.device) -> dict:
     """When, where and with what something was measured."""
     return {
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

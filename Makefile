@@ -1,0 +1,54 @@
+# Each target works as the first command in a fresh clone: it makes its environment in .venv, with conda or mamba where there
+# is one and with Python's own venv where not.
+
+BUDGET ?= 60
+SCALE ?= small
+PYTHON ?= python3
+CONDA := $(firstword $(shell command -v mamba micromamba conda 2>/dev/null))
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test record notebooks lint book clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## make the environment
+
+.venv/installed: pyproject.toml constraints.txt environment.yml
+ifneq ($(CONDA),)
+	@echo "==> making the environment in .venv with $(notdir $(CONDA)) (some minutes, once)"
+	$(CONDA) env create --quiet --yes --prefix .venv --file environment.yml
+else
+	@echo "==> making the environment in .venv with $(shell $(PYTHON) --version) (some minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; say which one with PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+endif
+	@touch $@
+
+reproduce: install  ## run every notebook at smoke scale, or at small scale where COMPANION_DATA is set
+	@echo "==> executing the notebooks at $(if $(COMPANION_DATA),small,smoke) scale; what is done is skipped"
+	$(BIN)/python -m lib.batch --scale $(if $(COMPANION_DATA),small,smoke)
+
+test: install  ## run the tests and validate the notebooks
+	@echo "==> tests, then the notebooks against their committed outputs"
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+
+record: install  ## train and record missing evidence for BUDGET minutes at SCALE
+	@echo "==> recording evidence at $(SCALE) scale for at most $(BUDGET) minutes"
+	$(BIN)/python -m lib.train --evidence $(SCALE) --budget $(BUDGET); status=$$?; [ $$status -eq 3 ] || exit $$status
+
+notebooks: install  ## make the notebooks from notebooks/percent: sync, execute, strip
+	$(BIN)/python -m lib.results.chapters --write
+
+lint: install  ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+book: install  ## build the book into book/_build
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'
+	$(BIN)/sphinx-build -q book book/_build
+
+clean:  ## delete the environment; runs and records stay
+	rm -rf .venv book/_build

@@ -1,0 +1,1 @@
+"""Ratios of two versions, measured alternately in one run."""

@@ -1,0 +1,93 @@
+"""What is compared with what."""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from benchmarks import literal
+from benchmarks.measure import Row
+from lib import recipes
+from lib.data.views import make_views, multi_crop_recipe
+from lib.distillation.methods import Distillation
+from lib.train import build, configure
+from lib.training import clip_each, make_optimizer, seed_step
+
+# ViT-Ti/16 at 224 px, 2 global and 6 local crops, K = 8192, 8 images
+STEP = dict(
+    arch="vit_tiny_patch16_224",
+    patch_size=16,
+    global_size=224,
+    local_size=96,
+    local_crops=6,
+    out_dim=8192,
+    hidden_dim=2048,
+    bottleneck_dim=256,
+)
+STEP |= dict(canvas=256, batch_size=8, drop_path=0.0, precision="float32", compile=False)
+
+
+def _learner(device, **overrides) -> Distillation:
+    config = configure(recipes.entry("small/ibot"), STEP | overrides)
+    return build(config, 1000, device).train()
+
+
+def _images(count: int, size: int, device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, size // 8, size // 8, generator=generator)
+    return (torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") * 255).byte().to(device)
+
+
+def _training_step(images: Tensor, learner: Distillation, forward=None, optimizer=None, update=None):
+    """A function that makes one whole step; whoever calls it sees the same views and masks every time."""
+    forward = forward or (lambda pixels, generator: learner(pixels, None, None, 0, generator))
+    optimizer = optimizer or make_optimizer(learner)
+    update = update or _fused_update
+
+    def step() -> dict:
+        losses = forward(images, seed_step(0, 0))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        update(learner, optimizer)
+        return losses
+
+    return step
+
+
+def _fused_update(learner: Distillation, optimizer) -> None:
+    clip_each([p for p in learner.parameters() if p.requires_grad], 3.0)
+    optimizer.step()
+    learner.after_update(0)
+
+
+def ibot_step(device):
+    images = _images(8, 256, device)
+    plain, ours = (_learner(device, masking="attmask_high") for _ in range(2))
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], foreach=False)
+    return _training_step(images, plain, literal.LiteralStep(plain), optimizer, literal.update), _training_step(images, ours)
+
+
+def attmask_cost(device):
+    images = _images(8, 256, device)
+    return [_training_step(images, _learner(device, masking=masking)) for masking in ("attmask_high", "random")]
+
+
+def views(device):
+    """torchvision's pipeline an image, in a DataLoader of two workers, against batched views."""
+    images = _images(128, 112, "cpu")
+    recipe = sum(multi_crop_recipe(64, 32, 4, (0.25, 1.0), (0.05, 0.25)), [])
+    pipelines = [literal.torchvision_pipeline(view) for view in recipe]
+    pictures = [v2.functional.to_pil_image(image) for image in images]
+    loader = torch.utils.data.DataLoader(literal.Crops(pictures, pipelines), batch_size=64, num_workers=2, persistent_workers=True)
+    batches = images.to(device).split(64)
+
+    def batched():
+        return [make_views(batch, recipe, generator=torch.Generator().manual_seed(0)) for batch in batches]
+
+    return (lambda: [[crop.to(device) for crop in batch] for batch in loader]), batched
+
+
+ROWS = {
+    "ibot_step": Row("iBOT step: literal / ours", "time >= 1.8, memory >= 1.54", ibot_step, memory=True),
+    "views": Row("multi-crop: torchvision an image, 2 workers / ours", "time >= 4", views),
+    "attmask_cost": Row("iBOT step: AttMask-High / random masking", "time <= 1.01", attmask_cost),
+}

@@ -1,0 +1,191 @@
+"""A grid of notebooks: papermill executes them, Ray spreads them over the machine or the cluster.
+
+    python -m lib.batch --scale smoke
+    python -m lib.batch --scale small --notebooks 04 05 --seeds 0 1 2 --record --budget 120
+
+Executed notebooks go to ``runs/notebooks/<scale>/``. What is done is skipped; a notebook that fails is reported with its cell
+while the others go on, and its output is kept.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lib import paths
+from lib.recipes import SCALES
+
+STAMP = "companion"  # key of our metadata in executed notebooks
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with one set of parameters."""
+
+    source: Path
+    target: Path
+    parameters: dict
+
+    @property
+    def stamp(self) -> str:
+        """Hash of everything that the output depends on: the notebook, its parameters, the code and the records."""
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode())
+        digest.update(self.source.read_bytes())
+        for folder, pattern in ((paths.ROOT / "lib", "**/*.py"), (paths.RECIPES, "*.yaml"), (paths.RECORDS, "*/*.jsonl")):
+            for file in sorted(folder.glob(pattern)):
+                digest.update(file.read_bytes())
+        digest.update(str(paths.data_folder()).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def done(self) -> bool:
+        try:
+            return json.loads(self.target.read_text())["metadata"][STAMP]["stamp"] == self.stamp
+        except (OSError, KeyError, json.JSONDecodeError):
+            return False
+
+
+def find_notebooks(chosen: list[str] | None = None) -> list[Path]:
+    """The project's notebooks, or those whose names start with one of ``chosen``.
+
+    Raises:
+        ValueError: a prefix that no notebook has.
+    """
+    everything = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    for prefix in chosen or []:
+        if not any(p.name.startswith(prefix) for p in everything):
+            raise ValueError(f"notebooks: got {prefix!r}, accepts the start of one of {', '.join(p.stem for p in everything)}")
+    return [p for p in everything if not chosen or p.name.startswith(tuple(chosen))]
+
+
+def plan(notebooks: list[Path], scale: str, *, seeds: list[int] | None = None, record: bool = False) -> list[Job]:
+    """A job for each notebook, and for each seed where the notebook has that parameter."""
+    jobs = []
+    for source in notebooks:
+        known = notebook_parameters(source)
+        for seed in seeds or [None]:
+            wanted = {"scale": scale, "record": record or None, "seed": seed}
+            parameters = {name: value for name, value in wanted.items() if value is not None and name in known}
+            suffix = f"-seed{seed}" if "seed" in parameters else ""
+            job = Job(source, paths.runs_folder() / "notebooks" / scale / f"{source.stem}{suffix}.ipynb", parameters)
+            if job not in jobs:
+                jobs.append(job)
+    return jobs
+
+
+def notebook_parameters(notebook: Path) -> set[str]:
+    """Names of a notebook's parameters."""
+    import papermill
+
+    return set(papermill.inspect_notebook(str(notebook)))
+
+
+def execute(source: str, target: str, parameters: dict, stamp: str, threads: int) -> str | None:
+    """Execute a notebook; runs in a worker.
+
+    Returns:
+        None, or what failed and in which cell. The output is written in either case.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(source, target, parameters, cwd=str(Path(source).parent), progress_bar=False, log_output=False)
+    except PapermillExecutionError as error:
+        return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except Exception as error:  # a killed kernel, a full disk
+        return f"{type(error).__name__}: {error}"
+    notebook = nbformat.read(target, as_version=4)
+    notebook.metadata[STAMP] = {"stamp": stamp}
+    nbformat.write(notebook, target)
+    return None
+
+
+def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None = None, budget: float | None = None) -> dict[Path, str]:
+    """Execute the jobs that are not done yet.
+
+    Args:
+        jobs: see ``plan``.
+        parallel: notebooks at a time; None is one, or one a GPU.
+        gpus: GPUs a notebook; fractions share one.
+        budget: seconds after which no notebook is started and running ones are stopped; what they trained can be resumed.
+
+    Returns:
+        Output file -> what failed.
+    """
+    started = time.monotonic()
+    todo = [job for job in jobs if not job.done]
+    print(f"{len(jobs)} notebooks, {len(jobs) - len(todo)} done already", flush=True)
+    if not todo:
+        return {}
+    import ray
+
+    # No dashboard and no log of the workers: one progress bar is what a reader wants to see.
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True
+    )
+    resources = ray.cluster_resources()
+    cores, cards = int(resources.get("CPU", 1)), resources.get("GPU", 0)
+    parallel = parallel or max(1, int(cards / (gpus or 1)))
+    threads = max(1, cores // parallel)
+    options = {"num_cpus": threads, "num_gpus": (gpus or 1) if cards else 0, "max_retries": 0}
+    remote = ray.remote(execute).options(**options)
+    waiting = {remote.remote(str(j.source), str(j.target), j.parameters, j.stamp, threads): j for j in todo}
+    failures = {}
+    with tqdm(total=len(todo), desc="notebooks", unit="notebook") as bar:
+        while waiting:
+            left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+            ready, _ = ray.wait(list(waiting), timeout=left)
+            if not ready:
+                for reference, job in waiting.items():
+                    ray.cancel(reference, force=True)
+                    failures[job.target] = "not finished within the time budget"
+                break
+            for reference in ready:
+                job = waiting.pop(reference)
+                try:
+                    problem = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    problem = f"worker died: {error}"
+                if problem:
+                    failures[job.target] = problem
+                    tqdm.write(f"FAILED {job.target}: {problem}")
+                bar.update()
+    ray.shutdown()
+    return failures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib.batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", required=True, choices=SCALES, help="which recipe entries the notebooks run")
+    parser.add_argument("--notebooks", nargs="+", metavar="NN", help="starts of notebook names; the default is all")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run each notebook that has a seed once for each of these")
+    parser.add_argument("--record", action="store_true", help="leave a line in records/ for each finished run")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop after this time; what was trained can be resumed")
+    parser.add_argument("--parallel", type=int, metavar="N", help="notebooks at a time; the default is one, or one a GPU")
+    parser.add_argument("--gpus", type=float, metavar="G", help="GPUs a notebook; 0.5 lets two share one")
+    options = parser.parse_args(arguments)
+    try:
+        jobs = plan(find_notebooks(options.notebooks), options.scale, seeds=options.seeds, record=options.record)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    budget = None if options.budget is None else 60 * options.budget
+    failures = run_jobs(jobs, parallel=options.parallel, gpus=options.gpus, budget=budget)
+    print(f"executed notebooks: {paths.runs_folder() / 'notebooks' / options.scale}")
+    for target, problem in failures.items():
+        print(f"FAILED {target}\n       {problem}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Checks that tell a student whether an exercise's answer is right. Each notebook asks; ``notebooks/solutions`` answers."""
+
+from collections.abc import Callable
+
+import torch
+
+from lib.distillation.losses import DINOLoss
+from lib.masking import attention_mask
+from lib.results.papers import claims
+from lib.results.verdicts import interval
+
+
+def check(answer, reference: Callable[[], bool]) -> None:
+    """Print whether an answer is right; None is not yet an answer."""
+    if answer is None:
+        print("not answered yet")
+        return
+    try:
+        right = reference()
+    except Exception as error:  # whatever a student's function does
+        print(f"not yet: {type(error).__name__}: {error}")
+        return
+    print("right" if right else "not yet")
+
+
+def expected_overlap(answer: float | None) -> None:
+    """02: the expected fraction of AttMask-High's tokens that a random mask of ratio 0.3 hides as well."""
+    check(answer, lambda: abs(answer - 0.3) < 0.005)
+
+
+def middle_mask(answer: Callable | None) -> None:
+    """02: mask the int(ratio * N) tokens around the median of attention."""
+
+    def right() -> bool:
+        for seed in range(5):
+            attention = torch.rand(3, 36, generator=torch.Generator().manual_seed(seed))
+            mask = answer(attention, 0.3)
+            skipped = (36 - 10) // 2
+            wanted = attention_mask(attention, (skipped + 10) / 36 + 1e-9, strategy="high") & ~attention_mask(
+                attention, skipped / 36 + 1e-9, strategy="high"
+            )
+            if not torch.equal(mask, wanted):
+                return False
+        return True
+
+    check(answer, right)
+
+
+def collapse_loss(answer: float | None, prototypes: int) -> None:
+    """03: the [CLS] loss in nats when all outputs are uniform over K prototypes."""
+
+    def right() -> bool:
+        logits = torch.zeros(4, 2, prototypes)
+        return abs(answer - DINOLoss(prototypes)(logits, logits[:2], 0.04).item()) < 1e-2
+
+    check(answer, right)
+
+
+def seeds_needed(answer: int | None, gap: float, spread: float) -> None:
+    """04: the fewest seeds with which a gap, at the given standard deviation of the paired differences, is significant."""
+
+    def right() -> bool:
+        def lower(n):
+            # n values with this mean and exactly this standard deviation
+            values = torch.linspace(-1, 1, n, dtype=torch.float64)
+            return interval((gap + spread * values / values.std()).tolist()).low
+
+        return lower(answer) > 0 and (answer == 2 or lower(answer - 1) <= 0)
+
+    check(answer, right)
+
+
+def epochs_saved(answer: float | None, fast: list, slow: list) -> None:
+    """05: the first epoch, linearly interpolated, at which the fast curve reaches the slow one's final value."""
+
+    def right() -> bool:
+        goal = slow[-1][1]
+        for (x0, y0), (x1, y1) in zip(fast, fast[1:]):
+            if y1 >= goal > y0:
+                return abs(answer - (x0 + (x1 - x0) * (goal - y0) / (y1 - y0))) < 0.05
+        return answer == float("inf")
+
+    check(answer, right)
+
+
+def smallest_gap(answer: str | None) -> None:
+    """00: the claim with the smallest positive published gap."""
+    gaps = claims().set_index("id").paper_gap
+    check(answer, lambda: answer == gaps[gaps > 0].idxmin())
+
+
+def smallest_reproduced(answer: float | None) -> None:
+    """99: half the width of the 95% interval of three values with standard deviation 1."""
+    check(answer, lambda: abs(answer - interval([-1.0, 0.0, 1.0]).high) < 0.02)

@@ -1,0 +1,110 @@
+"""One style for all figures, and the drawings that several notebooks share."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from IPython.display import Markdown
+from torch import Tensor
+
+from lib.results import papers
+from lib.results.verdicts import verdicts
+
+NAMES = {
+    "block": "Random Block-Wise",
+    "random": "Random",
+    "random75": "Random (75%)",
+    "attmask_low": "AttMask-Low",
+    "attmask_hint": "AttMask-Hint",
+    "attmask_high": "AttMask-High",
+}
+COLOURS = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
+
+
+def use_style() -> None:
+    """Set the project's figure style; call it once in a notebook."""
+    sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+        }
+    )
+
+
+def image_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: float = 1.3) -> None:
+    """Draw rows of pictures under their names.
+
+    Args:
+        rows: name -> pictures, each Float[3, H, W] in [0, 1], uint8[3, H, W], or a map Float[H, W] in any range.
+        titles: above the columns.
+        size: inches a picture.
+    """
+    columns = max(len(pictures) for pictures in rows.values())
+    figure, axes = plt.subplots(len(rows), columns, figsize=(size * columns + 1.2, size * len(rows) + 0.2), squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items()):
+        for axis, picture in zip(line, pictures):
+            picture = torch.as_tensor(picture).cpu()
+            axis.imshow(picture.permute(1, 2, 0) if picture.ndim == 3 else picture, cmap="inferno")
+        for axis in line:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    for axis, title in zip(axes[0], titles or []):
+        axis.set_title(title, fontsize=10)
+    plt.show()
+
+
+def hide_patches(image: Tensor, mask: Tensor, grid: tuple[int, int], *, grey: float = 0.5) -> Tensor:
+    """The image Float[3, H, W] with its masked patches (Bool[N], True = masked) in grey."""
+    height, width = image.shape[1] // grid[0], image.shape[2] // grid[1]
+    hidden = mask.view(grid).repeat_interleave(height, 0).repeat_interleave(width, 1)
+    return torch.where(hidden, grey, image)
+
+
+def bars(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
+    """Bars of a table with rows named as in ``NAMES``, one group a column; a column ``<name> ±`` gives error bars."""
+    columns = [c for c in table if not c.endswith("±")]
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns), 3.0), squeeze=False)
+    for axis, column in zip(axes[0], columns):
+        values = table[column].dropna()
+        errors = table[f"{column} ±"].reindex(values.index) if f"{column} ±" in table else None
+        axis.bar(
+            [NAMES.get(r, r) for r in values.index], values, yerr=errors, color=[COLOURS.get(r, "0.6") for r in values.index], capsize=3
+        )
+        low, high = values.min(), values.max()
+        margin = max(0.35 * (high - low), 0.5)
+        axis.set(ylim=(max(0, low - margin), high + margin), title=column)
+        axis.tick_params(axis="x", rotation=40)
+        plt.setp(axis.get_xticklabels(), ha="right")
+    axes[0][0].set_ylabel(ylabel)
+    figure.suptitle(title)
+    plt.show()
+
+
+def curves(table: pd.DataFrame, *, x: str, y: str, title: str, hue: str = "masking") -> None:
+    """Lines of ``y`` over ``x``, one a strategy, with the range over seeds as a band."""
+    figure, axis = plt.subplots()
+    names = table[hue].map(lambda n: NAMES.get(n, n))
+    palette = {NAMES.get(n, n): COLOURS.get(n, (0.4, 0.4, 0.4)) for n in table[hue].unique()}
+    sns.lineplot(table.assign(**{hue: names}), x=x, y=y, hue=hue, palette=palette, errorbar=("pi", 100), marker="o", ax=axis)
+    axis.set_title(title)
+    axis.legend(title=None, fontsize=9)
+    plt.show()
+
+
+def quote(*identities: str) -> Markdown:
+    """Claims of the talk, quoted with their ids."""
+    return Markdown("\n>\n".join(f"> **{i}** — {papers.claim(i)}" for i in identities))
+
+
+def verdict_table(*identities: str) -> pd.DataFrame:
+    """For each claim the paper's gap, ours with its interval, and the verdict; rounded, ready to print."""
+    chosen = papers.claims().set_index("id").join(verdicts().set_index("id")).loc[list(identities) or slice(None)]
+    low, high = chosen.gap_low.round(2), chosen.gap_high.round(2)
+    text = [f"[{a:.2f}, {b:.2f}]" if np.isfinite(a) else "" for a, b in zip(low, high)]
+    table = pd.DataFrame({"paper's gap": chosen.paper_gap.round(2), "our gap": chosen.gap_mean.round(2), "95% interval": text})
+    return table.assign(seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict).fillna("")

@@ -1,0 +1,123 @@
+"""Do our records agree with a claim? Paired differences over seeds, with an interval."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib.recipes import SCALES
+from lib.results import papers, runs
+
+VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
+COLUMNS = ["id", "gap_mean", "gap_low", "gap_high", "seeds", "scale", "verdict"]
+
+
+class Interval(NamedTuple):
+    """Mean and 95% interval; the bounds are NaN for a single value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values) -> Interval:
+    """Student's t interval of the mean at 95%.
+
+    Args:
+        values: n >= 1 numbers.
+
+    Raises:
+        ValueError: no numbers.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("values: got none, accepts at least one number")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def verdict_of(gap: Interval, tolerance: float = 0.0) -> str:
+    """``reproduced`` when the interval lies above ``-tolerance``, ``contradicted`` when below, else ``inconclusive``."""
+    if gap.low > -tolerance:
+        return "reproduced"
+    if gap.high < -tolerance:
+        return "contradicted"
+    return "inconclusive"
+
+
+def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A verdict on every claim of the talk.
+
+    Args:
+        records: as ``lib.results.runs.records`` gives them; None reads them.
+
+    Returns:
+        A row a claim: ``id, gap_mean, gap_low, gap_high, seeds, scale, verdict``. Gaps are in the metric's unit (points of
+        percent), mean over the claim's metrics. The evidence is that of the largest scale that has any, and of the setting
+        with the most seeds within it.
+    """
+    records = runs.records() if records is None else records
+    rows = []
+    for claim in papers.claim_details():
+        scale, gaps = evidence(claim, records)
+        gap = interval(gaps) if len(gaps) else Interval(*[float("nan")] * 3)
+        verdict = verdict_of(gap, claim.get("tolerance", 0.0)) if len(gaps) else "not run"
+        rows.append([claim["id"], *gap, len(gaps), scale, verdict])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
+    """The scale and the gaps, one a seed, that answer a claim; an empty scale and no gaps when there are none."""
+    how = claim["evidence"]
+    if not how or records.empty:
+        return "", np.empty(0)
+    chosen = records[records.experiment == how["experiment"]]
+    for scale in reversed(SCALES):
+        here = chosen[chosen.scale == scale]
+        gaps = _margins(here, how) if "limit" in how else _paired(here, how)
+        if len(gaps):
+            return scale, gaps
+    return "", np.empty(0)
+
+
+def _margins(records: pd.DataFrame, how: dict) -> np.ndarray:
+    """How far a measured ratio stays below its limit, one a record."""
+    column = f"metrics.{how['metrics'][0]}"
+    return (how["limit"] - records[column].dropna()).to_numpy() if column in records else np.empty(0)
+
+
+def _paired(records: pd.DataFrame, how: dict) -> np.ndarray:
+    """Differences between runs that share everything but ``field``, one a seed, of the setting with the most seeds."""
+    field = f"config.{how['field']}"
+    if records.empty or field not in records:
+        return np.empty(0)
+    shared = [c for c in records if c.startswith("config.") and c not in (field, "config.seed")]
+    setting = records[[*shared, "device"]].astype(str).agg("|".join, axis=1)
+    best = np.empty(0)
+    for _, group in records.groupby(setting, sort=False):
+        scores = {name: part.set_index("config.seed") for name, part in group.groupby(field)}
+        if how["better"] not in scores or not set(how["worse"]) <= set(scores):
+            continue
+        gaps = [_gap(scores[how["better"]], [scores[name] for name in how["worse"]], metric) for metric in how["metrics"]]
+        mean = pd.concat(gaps, axis=1).dropna().mean(axis=1)
+        if len(mean) >= max(len(best), 1):
+            best = mean.to_numpy()
+    return best
+
+
+def _gap(better: pd.DataFrame, worse: list[pd.DataFrame], metric: str) -> pd.Series:
+    """Per seed, the metric of ``better`` less the highest of ``worse``; of a curve, its mean over the epochs after 0."""
+    column = f"metrics.{metric}"
+    if any(column not in part for part in (better, *worse)):
+        return pd.Series(dtype=float)
+    first, *rest = [part[column].dropna().map(_level) for part in (better, *worse)]
+    return first - pd.concat(rest, axis=1).max(axis=1, skipna=False)
+
+
+def _level(value) -> float:
+    return float(np.mean([y for x, y in value if x > 0])) if isinstance(value, list) else float(value)

@@ -1,0 +1,224 @@
+import math
+from unittest import mock
+
+import pytest
+import torch
+
+from lib import masking, recipes
+from lib.data.views import make_views
+from lib.distillation import DINOLoss, IBOTLoss
+from lib.distillation.methods import Distillation
+from lib.train import configure
+
+SMALL = dict(global_size=32, local_size=16, out_dim=24, hidden_dim=32, bottleneck_dim=12, epochs=2, mask_probability=0.7, drop_path=0.0)
+BATCH, STEPS = 3, 8  # four steps an epoch
+
+
+def config(entry="smoke/ibot", **overrides):
+    return configure(recipes.entry(entry), SMALL | overrides)
+
+
+def learner(entry="smoke/ibot", steps=STEPS, **overrides):
+    """A learner whose student has moved away from its teacher and whose centers are not zero."""
+    torch.manual_seed(0)
+    made = Distillation(config(entry, **overrides), steps)
+    with torch.no_grad():
+        for parameter in [*made.student.parameters(), *made.student_head.parameters()]:
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        for center in made.loss.buffers():
+            center.normal_()
+    return made.train()
+
+
+def images():
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(256, (BATCH, 3, 48, 48), dtype=torch.uint8, generator=g), torch.tensor([[48, 48], [40, 60], [70, 50]])
+
+
+def seeded(seed=2):
+    return torch.Generator().manual_seed(seed)
+
+
+def step_of(made, step=0, seed=2):
+    return made(*images(), torch.zeros(BATCH), step, seeded(seed))
+
+
+def parameters_of_student(made):
+    return [p for p in [*made.student.parameters(), *made.student_head.parameters()] if p.requires_grad]
+
+
+def literal_step(made, temperature, seed=2):
+    """The same losses with every view and every patch through the networks and heads, one view at a time."""
+    settings, g = made.config, seeded(seed)
+    pictures, sizes = images()
+    views = make_views(pictures, made.global_views + made.local_views, sizes=sizes, generator=g)
+    options = dict(student_temp=settings.student_temp, center_momentum=settings.center_momentum)
+    loss = DINOLoss(24, **options) if settings.method == "dino" else IBOTLoss(24, patch_center_momentum=settings.center_momentum, **options)
+    loss.load_state_dict({name: b.clone() for name, b in made.loss.state_dict().items()})
+    with torch.no_grad():
+        targets = [made.teacher.features(view) for view in views[:2]]
+        teacher_cls = torch.stack([made.teacher_head(t.cls) for t in targets])
+        teacher_patches = torch.stack([made.teacher_head(t.patches) for t in targets])
+    if settings.method == "dino":
+        masks = [None, None]
+    else:
+        options = dict(ratio_range=settings.mask_ratio, probability=settings.mask_probability, share_ratio=settings.share_ratio, generator=g)
+        attention = torch.cat([t.attention for t in targets]).mean(1)
+        masks = masking.draw_masks(settings.masking, 2 * BATCH, targets[0].grid, attention=attention, **options).view(2, BATCH, -1)
+    hidden = [made.student.features(view, mask) for view, mask in zip(views, masks)]
+    locals_ = [made.student.features(view).cls for view in views[2:]]
+    student_cls = torch.stack([made.student_head(x) for x in [h.cls for h in hidden] + locals_])
+    if settings.method == "dino":
+        return {"loss": loss(student_cls, teacher_cls, temperature)}, loss, masks
+    student_patches = torch.stack([made.student_head(h.patches) for h in hidden])
+    losses = loss(student_cls, student_patches, teacher_cls, teacher_patches, masks, temperature, temperature)
+    return {"loss": losses["total"], "cls": losses["cls"], "patch": losses["patch"]}, loss, masks
+
+
+# ---- the step ---------------------------------------------------------------------------------------------------------
+
+VARIANTS = [("smoke/ibot", dict(masking=s)) for s in masking.STRATEGIES] + [
+    ("smoke/ibot", dict(share_ratio=False)),
+    ("smoke/ibot", dict(local_crops=0)),
+    ("smoke/ibot", dict(mask_probability=0.0)),
+    ("smoke/ibot", dict(mask_probability=1.0, norm_last_layer=False)),
+    ("smoke/dino", dict()),
+    ("smoke/dino", dict(local_crops=0)),
+]
+
+
+@pytest.mark.parametrize("entry, overrides", VARIANTS, ids=lambda v: v if isinstance(v, str) else " ".join(f"{k}={x}" for k, x in v.items()))
+@pytest.mark.parametrize("step, temperature", [(0, 0.04), (7, 0.07)])
+def test_a_step_equals_the_literal_one(entry, overrides, step, temperature):
+    made = learner(entry, **overrides)
+    expected, loss, masks = literal_step(made, temperature)
+    gradients = torch.autograd.grad(expected["loss"], parameters_of_student(made), materialize_grads=True)
+    found = step_of(made, step)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+    found["loss"].backward()
+    for parameter, gradient in zip(parameters_of_student(made), gradients):
+        got = torch.zeros_like(gradient) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(got, gradient, rtol=1e-3, atol=1e-5 * max(1.0, gradient.abs().max().item()))
+    torch.testing.assert_close(dict(made.loss.named_buffers()), dict(loss.named_buffers()), rtol=1e-5, atol=1e-6)
+    if entry == "smoke/ibot" and overrides.get("mask_probability") != 0.0:
+        assert masks.any() and found["patch"] > 0.1
+
+
+@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+def test_every_strategy_hides_tokens_from_the_student_alone(strategy):
+    made, shown = learner(masking=strategy, mask_probability=1.0), {}
+    for name in ("student", "teacher"):
+        network = getattr(made, name)
+        features = network.features
+
+        def watched(x, mask=None, *, name=name, features=features):
+            shown.setdefault(name, []).append((len(x), mask))
+            return features(x, mask)
+
+        network.features = watched
+    losses = step_of(made)
+    assert set(losses) == {"loss", "cls", "patch"} and all(v.isfinite() for v in losses.values())
+    torch.testing.assert_close(losses["loss"], losses["cls"] + losses["patch"])
+    (whole, mask), (parts, none) = shown["student"]
+    assert (whole, parts) == (2 * BATCH, 2 * BATCH) and none is None
+    assert mask.shape == (2 * BATCH, 16) and mask.any(1).all() and not mask.all(1).any()
+    assert shown["teacher"] == [(2 * BATCH, None)]
+
+
+def test_attention_strategies_follow_the_teachers_attention():
+    made = learner(masking="attmask_high", mask_probability=1.0, mask_ratio=[0.25, 0.25])
+    target = made.teacher.features(make_views(images()[0], made.global_views, generator=seeded())[0])
+    expected = torch.zeros(BATCH, 16, dtype=torch.bool).scatter_(1, target.attention.mean(1).topk(4).indices, True)
+    assert torch.equal(made.draw_masks(target, seeded()), expected)
+
+
+def test_without_masked_crops_the_patch_loss_is_zero():
+    losses = step_of(learner(mask_probability=0.0))
+    assert losses["patch"] == 0 and losses["loss"] == losses["cls"] > 0
+
+
+def test_dino_has_no_masks():
+    made = learner("smoke/dino")
+    assert not hasattr(made.student, "masked_embed") and type(made.loss) is DINOLoss
+    with mock.patch.object(masking, "draw_masks", side_effect=AssertionError):
+        assert set(step_of(made)) == {"loss", "cls"}
+
+
+def test_the_generator_alone_decides():
+    losses = [step_of(learner(masking="attmask_hint"), seed=seed)["loss"] for seed in (2, 2, 3)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+# ---- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_starts_as_the_student_and_lacks_its_mask_embedding():
+    made = Distillation(config(), STEPS)
+    student, teacher = made.student.state_dict(), made.teacher.state_dict()
+    assert set(student) - set(teacher) == {"masked_embed"}
+    assert all(torch.equal(student[name], value) for name, value in teacher.items())
+    assert all(torch.equal(a, b) for a, b in zip(made.student_head.parameters(), made.teacher_head.parameters()))
+    assert made.encoder is made.teacher
+
+
+@pytest.mark.parametrize("step", [0, 3, STEPS - 1])
+def test_the_teacher_is_the_moving_average(step):
+    made = learner(momentum=0.9, norm_last_layer=False)
+    momentum = 1 - 0.1 * (math.cos(math.pi * step / STEPS) + 1) / 2
+    pairs = [(dict(made.student.named_parameters()), made.teacher), (dict(made.student_head.named_parameters()), made.teacher_head)]
+    expected = [{n: momentum * t + (1 - momentum) * student[n] for n, t in teacher.named_parameters()} for student, teacher in pairs]
+    before = [{n: p.clone() for n, p in student.items()} for student, _ in pairs]
+    with torch.no_grad():
+        moved = [max((p - e[n]).abs().max().item() for n, p in t.named_parameters()) for (_, t), e in zip(pairs, expected)]
+    made.after_update(step)
+    assert min(moved) > 1e-4  # there was a way to go
+    for (student, teacher), wanted, old in zip(pairs, expected, before):
+        torch.testing.assert_close(dict(teacher.named_parameters()), wanted, rtol=1e-6, atol=1e-7, check_dtype=True)
+        assert all(torch.equal(p, old[n]) for n, p in student.items())
+
+
+@pytest.mark.parametrize("entry", ["smoke/ibot", "smoke/dino"])
+def test_no_gradient_reaches_the_teacher(entry):
+    made = learner(entry)
+    step_of(made)["loss"].backward()
+    teacher = [*made.teacher.parameters(), *made.teacher_head.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in teacher)
+    assert all(p.grad is not None for p in parameters_of_student(made))
+
+
+def test_drop_path_acts_in_the_student_only():
+    made = learner(drop_path=0.5)
+    assert made.training and made.student.training and not made.teacher.training and not made.teacher_head.training
+    x = torch.randn(16, 3, 32, 32, generator=seeded())
+    torch.manual_seed(0)
+    assert torch.equal(made.teacher.features(x).cls, made.teacher.features(x).cls)
+    assert not torch.equal(made.student.features(x).cls, made.student.features(x).cls)
+    assert not made.eval().student.training
+
+
+# ---- the last layer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze_epochs, step, frozen", [(1, 0, True), (1, 3, True), (1, 4, False), (2, 7, True), (0, 0, False)])
+def test_the_last_layer_is_still_in_the_first_epochs(freeze_epochs, step, frozen):
+    made = learner(freeze_epochs=freeze_epochs, norm_last_layer=False)
+    step_of(made, step)["loss"].backward()
+    made.before_update(step)
+    last = list(made.student_head.last_layer.parameters())
+    assert all((p.grad is None) == frozen for p in last)
+    others = [p for p in parameters_of_student(made) if all(p is not q for q in last)]
+    assert others and all(p.grad is not None for p in others)
+    before = [p.clone() for p in last]
+    torch.optim.AdamW(made.parameters(), weight_decay=0.5).step()
+    assert all(torch.equal(p, q) == frozen for p, q in zip(last, before))
+
+
+# ---- configurations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry, strategy", [("smoke/dino", "block"), ("smoke/ibot", "none"), ("smoke/ibot", "high")])
+def test_strategies_that_a_method_lacks_are_refused(entry, strategy):
+    with pytest.raises(ValueError, match=f"^masking: got '{strategy}'.* accepts"):
+        config(entry, masking=strategy)

@@ -1,0 +1,180 @@
+"""Every number of every recipe entry, and what happens to a wrong one."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from lib import paths, recipes
+from lib.distillation.methods import DistillationConfig
+from lib.train import METHODS, configure, find_run
+from lib.training import TrainingConfig
+
+DEVICES = ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_entry_is_complete_and_says_what_it_is(name):
+    chosen = recipes.entry(name)
+    config = configure(chosen, {})
+    assert dataclasses.asdict(config).keys() == chosen.settings.keys()
+    assert len(chosen.about) > 20 and chosen.experiment.isidentifier()
+    if chosen.scale == "paper":
+        assert f"-m lib.train {name}" in chosen.about and "Expect" in chosen.about
+    for field in dataclasses.fields(config):
+        if field.type is float:
+            assert type(getattr(config, field.name)) is float
+    assert 0 < config.fraction <= 1 and config.lr > config.lr_final and config.weight_decay <= config.weight_decay_final
+    assert config.global_size % config.patch_size == config.local_size % config.patch_size == 0
+
+
+def test_configurations_have_no_defaults():
+    for config_class, _ in METHODS.values():
+        for field in dataclasses.fields(config_class):
+            assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    with pytest.raises(TypeError):
+        TrainingConfig()
+
+
+def smoke(**settings) -> recipes.Entry:
+    chosen = recipes.entry("smoke/ibot")
+    return dataclasses.replace(chosen, settings=chosen.settings | settings)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"learning_rate": 0.1}, r"learning_rate: unknown key in overrides; smoke/ibot accepts .*\blr\b"),
+        ({"about": "x"}, "about: unknown key"),
+        ({"lr": "fast"}, "lr: got 'fast', accepts a number"),
+        ({"lr": True}, "lr: got True, accepts float"),
+        ({"lr": None}, "lr: got None, accepts float"),
+        ({"epochs": 2.0}, "epochs: got 2.0, accepts int"),
+        ({"epochs": "2"}, "epochs: got '2', accepts int"),
+        ({"seed": False}, "seed: got False, accepts int"),
+        ({"compile": "yes"}, "compile: got 'yes', accepts bool"),
+        ({"arch": 5}, "arch: got 5, accepts str"),
+        ({"mask_ratio": 0.3}, "mask_ratio: got 0.3, accepts list"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"masking": "none"}, "masking: got 'none', method ibot accepts"),
+        ({"method": "dino"}, "masking: got 'attmask_high', method dino accepts none"),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        configure(recipes.entry("smoke/ibot"), overrides)
+
+
+def test_a_wrong_entry_is_named():
+    with pytest.raises(ValueError, match="momentums: unknown key in entry smoke/ibot; smoke/ibot accepts"):
+        configure(smoke(momentums=0.9), {})
+    chosen = recipes.entry("smoke/ibot")
+    short = dataclasses.replace(chosen, settings={k: v for k, v in chosen.settings.items() if k not in ("lr", "clip")})
+    with pytest.raises(ValueError, match="smoke/ibot: lacks lr, clip"):
+        configure(short, {})
+    for name in ("smoke/none", "large/ibot", "ibot", ""):
+        with pytest.raises(ValueError, match=f"entry: got '{name}', accepts smoke/ibot"):
+            recipes.entry(name)
+    with pytest.raises(ValueError, match="role: got 'nothing', smoke accepts main"):
+        recipes.entry_for("smoke", "nothing", "cpu")
+
+
+def test_numbers_of_yaml_1_1_become_numbers():
+    assert yaml.safe_load("1e-4") == "1e-4"
+    config = configure(smoke(lr="1e-4", clip=3), {"lr_final": "1E-6", "mask_ratio": (0, 1)})
+    assert (config.lr, config.clip, config.lr_final, config.mask_ratio) == (1e-4, 3.0, 1e-6, [0.0, 1.0])
+    assert isinstance(config.clip, float)
+
+
+def test_parse_reads_assignments():
+    assert recipes.parse("lr=1e-4") == ("lr", "1e-4")
+    assert recipes.parse("epochs=3") == ("epochs", 3)
+    assert recipes.parse("compile=true") == ("compile", True)
+    assert recipes.parse("mask_ratio=[0.1, 0.5]") == ("mask_ratio", [0.1, 0.5])
+    assert recipes.parse("data=a=b") == ("data", "a=b")
+    assert recipes.parse("masking=attmask_high") == ("masking", "attmask_high")
+    for text in ("lr", "", "lr=[", "lr={", "lr=a: b: c"):
+        with pytest.raises(ValueError):
+            recipes.parse(text)
+
+
+def test_a_damaged_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECIPES", tmp_path)
+    recipes._read.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=str(tmp_path / "smoke.yaml")):
+            recipes.entry("smoke/ibot")
+        (tmp_path / "smoke.yaml").write_text("entries: [")
+        with pytest.raises(ValueError, match=str(tmp_path / "smoke.yaml")):
+            recipes.entry("smoke/ibot")
+    finally:
+        recipes._read.cache_clear()
+
+
+# ---- roles and evidence -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_notebooks_find_their_entries_at_every_scale(scale, device):
+    for role in ("main", "comparison", "fractions"):
+        name = recipes.entry_for(scale, role, device)
+        assert name in recipes.names((scale,))
+    held = recipes.fractions(scale)
+    assert held == sorted(held) and all(0 < f <= 1 for f in held)
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("device", DEVICES)
+def test_evidence_names_runs_without_repetition(scale, device):
+    wanted = recipes.evidence(scale, device)
+    keys = [find_run(entry, **overrides).key for entry, overrides in wanted]
+    assert len(keys) == len(set(keys))
+    if scale == "paper":
+        assert bool(wanted) == (device == "cuda")
+    if scale == "small":
+        seeds = {overrides["seed"] for _, overrides in wanted}
+        assert len(seeds) >= 3
+    if scale == "smoke":
+        assert not wanted
+
+
+def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
+    items = [{"entry": "a", "device": "cpu", "seed": [0, 1], "masking": ["x", "y"]}, {"entry": "b", "device": "cuda", "seed": 3}]
+    monkeypatch.setattr(recipes, "_read", lambda scale: {"evidence": items})
+    assert recipes.evidence("small", "cpu") == [("small/a", {"seed": s, "masking": m}) for s in (0, 1) for m in ("x", "y")]
+    assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3})]
+
+
+# ---- the papers' settings ---------------------------------------------------------------------------------------------
+
+PUBLISHED = dict(
+    data="imagenet-1k", arch="vit_small_patch16_224", patch_size=16, global_size=224, local_size=96, global_scale=[0.25, 1.0],
+    local_scale=[0.05, 0.25], batch_size=240, epochs=100, lr=5e-4, lr_final=1e-6, warmup_epochs=10.0, weight_decay=0.04,
+    weight_decay_final=0.4, clip=3.0, drop_path=0.1, hidden_dim=2048, bottleneck_dim=256, norm_last_layer=True, freeze_epochs=1,
+    student_temp=0.1, teacher_temp=[0.04, 0.07], teacher_temp_epochs=30, center_momentum=0.9, mask_ratio=[0.1, 0.5],
+    mask_probability=0.5, eval_size=224, eval_crop=0.875, knn_k=[10, 20, 100, 200],
+)  # fmt: skip
+OWN = {
+    "paper/ibot_20pct": dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6, masking="block"),
+    "paper/ibot_fraction": dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6),
+    "paper/ibot_100pct": dict(method="ibot", fraction=1.0, out_dim=8192, momentum=0.996, local_crops=10),
+    "paper/dino_100pct": dict(method="dino", fraction=1.0, out_dim=65536, momentum=0.996, local_crops=10, masking="none"),
+}
+
+
+@pytest.mark.parametrize("name", recipes.names(("paper",)))
+def test_the_papers_settings_are_the_published_ones(name):
+    assert set(OWN) <= set(recipes.names(("paper",)))
+    config = dataclasses.asdict(configure(recipes.entry(name), {}))
+    for key, value in {**PUBLISHED, **OWN.get(name, {})}.items():
+        assert config[key] == value, key
+
+
+def test_a_comparison_differs_in_what_is_compared_alone():
+    for scale in recipes.SCALES:
+        for device in DEVICES:
+            entry = recipes.entry_for(scale, "comparison", device)
+            high, block = (find_run(entry, masking=masking).config for masking in ("attmask_high", "block"))
+            assert {key for key in high if high[key] != block[key]} == {"masking"}
+    assert {f.name for f in dataclasses.fields(TrainingConfig)} < {f.name for f in dataclasses.fields(DistillationConfig)}

@@ -1,0 +1,389 @@
+"""Published figures, verdicts from hand-made records, the run store."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from lib import paths, recipes
+from lib.results import claims, paper_tables, papers, runs, verdicts
+from lib.results.runs import Run, append_line, open_run, records
+from lib.results.verdicts import VERDICTS, Interval, interval, verdict_of
+
+PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
+T2, T4 = 4.302652729911275, 2.7764451051977987  # 97.5% points of Student's t, from its tables
+
+
+# ---- the papers -------------------------------------------------------------------------------------------------------
+
+
+def value(paper: str, table: str, row: str, column: str) -> float:
+    found = paper_tables().query("paper == @paper and table == @table and row == @row and column == @column").value
+    assert len(found) == 1
+    return found.item()
+
+
+def test_known_figures_are_there():
+    assert value("attmask", "strategies", "attmask_high", "imagenet_knn") == 49.7
+    assert value("attmask", "strategies", "block", "imagenet_knn") == 46.7
+    assert value("attmask", "data_fraction", "attmask_high", "5%") == 17.5
+    assert value("attmask", "full_imagenet", "ibot_attmask_hint", "knn") == 72.8
+    assert value("attmask", "downstream", "ibot_attmask", "davis_f") == 63.5
+    assert value("simpool", "framework", "simpool", "accuracy") == 57.1
+    assert value("simpool", "supervised", "simpool_100ep", "vit_s") == 74.3
+    assert value("simpool", "depth", "cls+4", "params_million") == 29.2
+    table = paper_tables()
+    assert list(table)[:5] == ["paper", "table", "row", "column", "value"]
+    assert not table.duplicated(["paper", "table", "row", "column"]).any() and table.value.notna().all()
+    shown = papers.paper_table("attmask", "data_fraction")
+    assert list(shown) == ["5%", "10%", "20%", "100%"] and list(shown.index) == ["block", "attmask_high"]
+    assert math.isnan(papers.paper_table("attmask", "full_imagenet").loc["dino", "knn_nu1"])
+    with pytest.raises(ValueError, match="table: got attmask/none, accepts attmask/strategies"):
+        papers.paper_table("attmask", "none")
+
+
+def test_known_claims_are_there():
+    table = claims().set_index("id")
+    assert list(claims()) == ["id", "paper", "text", "metric", "better", "worse", "paper_gap"]
+    assert list(table.index) == [f"attmask-{i}" for i in range(1, 12)] + [f"simpool-{i}" for i in range(1, 12)]
+    assert table.paper_gap["attmask-1"] == pytest.approx((3.0 + 1.5) / 2)
+    assert table.paper_gap["attmask-5"] == pytest.approx((1.8 + 1.9 + 3.0 + 1.0) / 4)
+    assert table.paper_gap["simpool-1"] == pytest.approx(57.1 - 56.7)  # over the strongest of the others
+    assert table.paper_gap["simpool-9"] == pytest.approx(-0.2)
+    assert math.isnan(table.paper_gap["attmask-4"])
+    assert papers.claim("simpool-10") == table.text["simpool-10"]
+    with pytest.raises(ValueError, match="identity: got 'x', accepts attmask-1"):
+        papers.claim("x")
+
+
+@pytest.fixture(params=["attmask", "simpool"])
+def published(request):
+    file = PAPERS / f"{request.param}.yaml"
+    if not file.is_file():
+        pytest.skip(f"no {file.name} beside the repository")
+    return yaml.safe_load(file.read_text())
+
+
+def test_every_published_figure_is_there(published):
+    paper = published["paper"]
+    expected = {}
+    for table in published["tables"]:
+        for row, line in table["rows"].items():
+            assert len(line["values"]) == len(table["columns"])
+            for column, number in zip(table["columns"], line["values"]):
+                if number is not None:
+                    expected[table["id"], row, column] = (number, line.get("note", ""))
+    for row, line in published.get("framework", {}).get("rows", {}).items():
+        expected["framework", row, "accuracy"] = (line["accuracy"], "")
+    ours = paper_tables().query("paper == @paper")
+    found = {(r.table, r.row, r.column): (r.value, r.note) for r in ours.itertuples()}
+    assert found.keys() == expected.keys()
+    assert {key: number for key, (number, _) in found.items()} == {key: number for key, (number, _) in expected.items()}
+    assert all(found[key][1] == note for key, (_, note) in expected.items() if note)
+
+
+def test_every_claim_is_there(published):
+    ours = {claim["id"]: claim for claim in papers.claim_details() if claim["paper"] == published["paper"]}
+    assert list(ours) == [claim["id"] for claim in published["claims"]]
+    for claim in published["claims"]:
+        mine = ours[claim["id"]]
+        assert mine["text"] == claim["text"]
+        for key in ("measure", "limit", "tolerance", "note"):
+            assert mine.get(key) == claim.get(key), (claim["id"], key)
+        if "table" in claim:
+            worse = claim["worse"] if isinstance(claim["worse"], list) else [claim["worse"]]
+            wanted = {"table": claim["table"], "better": claim["better"], "worse": worse, "columns": claim.get("columns", [])}
+            assert mine["published"] == wanted, claim["id"]
+        else:
+            assert not mine["published"]
+
+
+def test_the_landscape_is_the_published_one(published):
+    if "framework" not in published:
+        pytest.skip(f"no landscape in {published['paper']}.yaml")
+    ours = papers.landscape()
+    rows = published["framework"]["rows"]
+    assert list(ours.index) == list(rows)
+    for name, line in rows.items():
+        for part in ("U0", "phi_Q", "phi_K", "s", "A", "phi_V", "f", "phi_X", "phi_U"):
+            assert ours.loc[name, part] == line.get(part, ""), (name, part)
+        assert str(ours.loc[name, "k"]) == str(line["k"]) and ours.loc[name, "group"] == line["group"]
+        assert bool(ours.loc[name, "category_level"]) == line["cat"] and bool(ours.loc[name, "iterative"]) == line["iter"]
+        assert bool(ours.loc[name, "simplified"]) == bool(line.get("simplified", False))
+
+
+def test_every_claim_with_evidence_can_be_answered():
+    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"}
+    for claim in papers.claim_details():
+        if how := claim["evidence"]:
+            assert how["experiment"] in experiments and how["metrics"], claim["id"]
+            assert ("limit" in how) != ("better" in how)
+
+
+# ---- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def record(masking: str, seed: int, knn, *, scale="small", experiment="strategies", device="CPU", lr=1.0, **metrics) -> dict:
+    row = {"scale": scale, "experiment": experiment, "device": device, "config.masking": masking, "config.seed": seed, "config.lr": lr}
+    return row | {"metrics.knn": knn} | {f"metrics.{name}": x for name, x in metrics.items()}
+
+
+def pairs(high: list, block: list, **more) -> list[dict]:
+    rows = [record("attmask_high", seed, knn, **more) for seed, knn in enumerate(high)]
+    return rows + [record("block", seed, knn, **more) for seed, knn in enumerate(block)]
+
+
+def judge(rows: list[dict], identity: str = "attmask-1") -> pd.Series:
+    table = verdicts(pd.DataFrame(rows))
+    assert list(table) == ["id", "gap_mean", "gap_low", "gap_high", "seeds", "scale", "verdict"]
+    assert list(table.id) == list(claims().id) and set(table.verdict) <= set(VERDICTS)
+    return table.set_index("id").loc[identity]
+
+
+def test_the_interval_is_students():
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - T2 / math.sqrt(3), 2 + T2 / math.sqrt(3)))
+    five = [0.0, 1.0, 1.0, 2.0, 6.0]
+    half = T4 * math.sqrt(sum((x - 2) ** 2 for x in five) / 4) / math.sqrt(5)
+    assert interval(five) == pytest.approx((2.0, 2 - half, 2 + half))
+    single = interval([4.0])
+    assert single.mean == 4 and math.isnan(single.low) and math.isnan(single.high)
+    assert interval([2.0, 2.0]) == (2, 2, 2)
+    with pytest.raises(ValueError, match="values: got none"):
+        interval([])
+
+
+def test_the_verdict_is_the_side_of_zero_on_which_the_interval_lies():
+    assert verdict_of(Interval(2, 0.1, 4)) == "reproduced"
+    assert verdict_of(Interval(-2, -4, -0.1)) == "contradicted"
+    assert verdict_of(Interval(1, -0.1, 2)) == verdict_of(Interval(0, 0, 0)) == verdict_of(Interval(9, math.nan, math.nan)) == "inconclusive"
+    assert verdict_of(Interval(-0.1, -0.2, 0.0), 0.3) == "reproduced"
+    assert verdict_of(Interval(-1, -2, -0.4), 0.3) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    "gaps, verdict", [([2.0, 2.5, 3.0], "reproduced"), ([-2.0, -2.5, -3.0], "contradicted"), ([-1.0, 2.0, 0.5], "inconclusive")]
+)
+def test_gaps_are_paired_by_seed(gaps, verdict):
+    block = [20.0, 60.0, 40.0]  # seeds differ far more than strategies do
+    found = judge(pairs([b + g for b, g in zip(block, gaps)], block))
+    half = T2 * np.std(gaps, ddof=1) / math.sqrt(3)
+    assert (found.gap_mean, found.gap_low, found.gap_high) == pytest.approx((np.mean(gaps), np.mean(gaps) - half, np.mean(gaps) + half))
+    assert (found.seeds, found.scale, found.verdict) == (3, "small", verdict)
+    shuffled = pairs([b + g for b, g in zip(block, gaps)], block)[::-1]
+    assert judge(shuffled).gap_low == pytest.approx(found.gap_low)
+
+
+def test_a_single_seed_is_inconclusive():
+    found = judge(pairs([50.0], [40.0]))
+    assert found.gap_mean == 10 and math.isnan(found.gap_low) and found.seeds == 1 and found.verdict == "inconclusive"
+
+
+def test_runs_without_a_partner_do_not_count():
+    assert judge(pairs([50.0, 51.0, 52.0], [])).verdict == "not run"
+    found = judge(pairs([50.0, 51.0, 58.0, 99.0], [40.0, 41.0, 42.0]))
+    assert found.seeds == 3 and found.gap_mean == pytest.approx((10 + 10 + 16) / 3)
+    none = judge([])
+    assert (none.verdict, none.seeds, none.scale) == ("not run", 0, "") and math.isnan(none.gap_mean)
+    unknown = judge(pairs([50.0, 51.0], [40.0, math.nan]))
+    assert unknown.seeds == 1
+
+
+def test_settings_and_devices_are_not_mixed():
+    few, many = pairs([50.0, 52.0], [40.0, 41.0], lr=1.0), pairs([31.0, 32.0, 34.0], [30.0, 30.0, 30.0], lr=2.0)
+    found = judge(few + many)
+    assert found.seeds == 3 and found.gap_mean == pytest.approx(7 / 3)
+    crossed = [record("attmask_high", 0, 50.0, device="GPU"), record("block", 0, 40.0, device="CPU")]
+    assert judge(crossed).verdict == "not run"
+
+
+def test_the_largest_scale_that_has_evidence_counts():
+    small, paper = pairs([50.0, 52.0, 51.0], [40.0, 41.0, 40.0]), pairs([49.7], [46.7], scale="paper")
+    assert judge(small + paper).scale == "paper" and judge(small + paper).verdict == "inconclusive"
+    smoke = pairs([10.0] * 4, [20.0] * 4, scale="smoke")
+    assert judge(small + smoke).scale == "small" and judge(smoke).scale == "smoke"
+    assert judge(small + [record("block", 0, 46.7, scale="paper")]).scale == "small"  # a scale without a pair has none
+
+
+def test_the_strongest_alternative_counts():
+    rows = pairs([50.0, 51.0], [40.0, 49.0])
+    how = {"experiment": "strategies", "field": "masking", "better": "attmask_high", "worse": ["block", "random"], "metrics": ["knn"]}
+    rows += [record("random", 0, 47.0), record("random", 1, 45.0)]
+    from lib.results.verdicts import evidence
+
+    scale, gaps = evidence({"evidence": how}, pd.DataFrame(rows))
+    assert scale == "small" and gaps.tolist() == [3.0, 2.0]
+
+
+def test_curves_compare_by_their_mean_after_the_start():
+    rows = []
+    for seed, lift in enumerate((1.0, 2.0, 3.0)):
+        rows.append(record("attmask_high", seed, 50.0, knn_curve=[[0, 90.0], [1, 10.0 + lift], [2, 30.0 + lift]]))
+        rows.append(record("block", seed, 50.0, knn_curve=[[0, 10.0], [1, 10.0], [2, 30.0]]))
+    found = judge(rows, "attmask-4")
+    assert found.gap_mean == pytest.approx(2.0) and found.gap_low == pytest.approx(2 - T2 / math.sqrt(3)) and found.seeds == 3
+
+
+def test_several_metrics_are_averaged_within_a_seed():
+    few = ("knn_nu1", "knn_nu5", "knn_nu10", "knn_nu20")
+    rows = []
+    for seed in range(2):
+        rows.append(record("attmask_hint", seed, 50.0, **{name: 10.0 + i + seed for i, name in enumerate(few)}))
+        rows.append(record("block", seed, 50.0, **{name: 10.0 for name in few}))
+    assert judge(rows, "attmask-7").gap_mean == pytest.approx(2.0)
+    del rows[0]["metrics.knn_nu5"]
+    assert judge(rows, "attmask-7").seeds == 1
+
+
+def test_a_ratio_is_judged_by_its_limit():
+    def cost(*ratios):
+        rows = [{"scale": "small", "experiment": "cost", "device": "CPU", "config.seed": i, "metrics.attmask_step_ratio": r} for i, r in enumerate(ratios)]
+        return judge(rows, "attmask-10")
+
+    assert cost(1.001, 1.002, 1.003).verdict == "reproduced" and cost(1.001, 1.002, 1.003).gap_mean == pytest.approx(0.008)
+    assert cost(1.10, 1.11, 1.12).verdict == "contradicted"
+    assert cost(1.00, 1.02, 1.01).verdict == "inconclusive"
+
+
+# ---- records ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    return tmp_path
+
+
+@dataclasses.dataclass
+class Config:
+    seed: int = 0
+    lr: float = 0.1
+    sizes: tuple = (1, 2)
+
+
+def finished(seed: int = 0) -> Run:
+    run = open_run("smoke/toy", "strategies", Config(seed=seed))
+    with run.lock():
+        run.save_encoder(nn.Linear(2, 2))
+        run.finish({"knn": 10.0 + seed}, seconds=1.26, data={"train": "a"}, device=torch.device("cpu"))
+    return run
+
+
+def test_a_runs_key_follows_its_configuration_alone(store):
+    one = open_run("smoke/toy", "strategies", Config())
+    assert one.key == open_run("smoke/other", "methods", Config()).key == Run("x/y", "z", {"sizes": [1, 2], "lr": 0.1, "seed": 0}).key
+    assert len({open_run("smoke/toy", "s", c).key for c in (Config(), Config(seed=1), Config(lr=0.2), Config(sizes=(2, 1)))}) == 4
+    assert one.folder == store / "runs" / f"smoke/toy-{one.key}" and not one.folder.exists()
+
+
+def test_the_key_of_an_entry_is_that_of_its_values():
+    from lib.train import find_run
+
+    plain = find_run("smoke/ibot")
+    assert find_run("smoke/ibot", lr="4.0e-3", seed=0).key == plain.key == find_run("smoke/ibot", mask_ratio=(0.1, 0.5)).key
+    assert len({find_run("smoke/ibot", **{key: x}).key for key, x in (("seed", 1), ("lr", 0.1), ("masking", "block"), ("compile", True))} | {plain.key}) == 5
+
+
+def test_a_finished_run_has_figures_and_provenance(store):
+    run = finished()
+    result = run.result()
+    assert run.finished and run.metrics == {"knn": 10.0} and result["seconds"] == 1.3
+    assert {"entry", "key", "config", "metrics", "seconds", "data", "finished", "device", "python", "versions", "commit"} <= set(result)
+    assert set(run.encoder_weights()) == {"weight", "bias"}
+    assert json.loads((run.folder / "config.json").read_text())["config"]["lr"] == 0.1
+
+
+def test_a_run_that_is_not_finished_says_so(store):
+    run = open_run("smoke/toy", "strategies", Config())
+    assert not run.finished and run.log().empty
+    with pytest.raises(ValueError, match="the run is not finished; train it with python -m lib.train smoke/toy"):
+        run.result()
+    with pytest.raises(ValueError, match="encoder.safetensors: missing or damaged weights"):
+        run.encoder_weights()
+
+
+def test_a_damaged_result_or_encoder_is_named(store):
+    run = finished()
+    for name, read in (("result.json", run.result), ("encoder.safetensors", run.encoder_weights)):
+        file = run.folder / name
+        good = file.read_bytes()
+        for data in (good[: len(good) // 2], b"", b"\xff\xfe\x00"):
+            file.write_bytes(data)
+            with pytest.raises(ValueError, match=f"{file}: .*damaged"):
+                read()
+        file.write_bytes(good)
+        read()
+
+
+def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
+    """A kill between writing and renaming leaves an unfinished run."""
+    pid = os.fork()
+    if not pid:
+        monkeypatch.setattr(os, "replace", lambda *names: os.kill(os.getpid(), signal.SIGKILL) if str(names[1]).endswith("result.json") else os.rename(*names))
+        finished()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    run = open_run("smoke/toy", "strategies", Config())
+    assert run.folder.is_dir() and not run.finished
+    assert finished().finished
+
+
+def test_a_run_is_recorded_once(store):
+    file = finished().record()
+    assert file == store / "records" / "smoke" / "strategies.jsonl"
+    finished().record()
+    finished(seed=1).record()
+    assert len(file.read_text().splitlines()) == 2
+    table = records("strategies")
+    assert list(table["metrics.knn"]) == [10.0, 11.0] and list(table["config.seed"]) == [0, 1] and set(table.scale) == {"smoke"}
+    assert len(records()) == 2 and records("fractions").empty
+
+
+def test_processes_that_record_at_once_lose_no_line_and_write_none_twice(store):
+    for seed in range(3):
+        finished(seed)
+    pids = []
+    for _ in range(4):
+        pids.append(os.fork())
+        if not pids[-1]:
+            for seed in range(3):
+                open_run("smoke/toy", "strategies", Config(seed=seed)).record()
+            os._exit(0)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+    lines = [json.loads(line)["key"] for line in (store / "records/smoke/strategies.jsonl").read_text().splitlines()]
+    assert len(lines) == len(set(lines)) == 3
+
+
+def test_the_last_line_of_a_key_counts(store):
+    run = finished()
+    file = run.record()
+    append_line(file, run.result() | {"metrics": {"knn": 77.0}})
+    assert list(records()["metrics.knn"]) == [77.0]
+
+
+@pytest.mark.parametrize("line", ['{"key": "cut of', "", "3", '{"no": "key"}'])
+def test_a_damaged_record_is_named_with_its_line(store, line):
+    run = finished()
+    file = run.record()
+    append_line(file, run.result() | {"key": "another"})
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], line, lines[1]]) + "\n")
+    for read in (records, finished(seed=5).record):
+        with pytest.raises(ValueError, match=f"{file}:2: damaged record"):
+            read()
+
+
+def test_the_committed_records_are_whole():
+    table = records()
+    if len(table):
+        assert not table.duplicated(["scale", "experiment", "key"]).any()
+        assert table.scale.isin(recipes.SCALES).all() and (table.seconds > 0).all()
+        assert set(verdicts().verdict) <= set(VERDICTS)
