@@ -63,7 +63,9 @@ def literal_step(made, temperature, seed=2):
     if settings.method == "dino":
         masks = [None, None]
     else:
-        options = dict(ratio_range=settings.mask_ratio, probability=settings.mask_probability, share_ratio=settings.share_ratio, generator=g)
+        options = dict(
+            ratio_range=settings.mask_ratio, probability=settings.mask_probability, share_ratio=settings.share_ratio, generator=g
+        )
         attention = torch.cat([t.attention for t in targets]).mean(1)
         masks = masking.draw_masks(settings.masking, 2 * BATCH, targets[0].grid, attention=attention, **options).view(2, BATCH, -1)
     hidden = [made.student.features(view, mask) for view, mask in zip(views, masks)]
@@ -88,7 +90,9 @@ VARIANTS = [("smoke/ibot", dict(masking=s)) for s in masking.STRATEGIES] + [
 ]
 
 
-@pytest.mark.parametrize("entry, overrides", VARIANTS, ids=lambda v: v if isinstance(v, str) else " ".join(f"{k}={x}" for k, x in v.items()))
+@pytest.mark.parametrize(
+    "entry, overrides", VARIANTS, ids=lambda v: v if isinstance(v, str) else " ".join(f"{k}={x}" for k, x in v.items())
+)
 @pytest.mark.parametrize("step, temperature", [(0, 0.04), (7, 0.07)])
 def test_a_step_equals_the_literal_one(entry, overrides, step, temperature):
     made = learner(entry, **overrides)

@@ -99,7 +99,13 @@ def test_number_of_parameters(layers):
 def test_default_widths_are_the_papers():
     with torch.device("meta"):
         made = ProjectionHead(384, 8192)
-    assert [tuple(p.shape) for n, p in made.named_parameters() if "weight" in n] == [(2048, 384), (2048, 2048), (256, 2048), (8192, 1), (8192, 256)]
+    assert [tuple(p.shape) for n, p in made.named_parameters() if "weight" in n] == [
+        (2048, 384),
+        (2048, 2048),
+        (256, 2048),
+        (8192, 1),
+        (8192, 256),
+    ]
 
 
 def test_initial_weights_are_small_and_biases_zero():

@@ -29,7 +29,9 @@ def literal_predict(train_x, train_y, test_x, k, temperature, num_classes):
 def problem(train=60, test=15, dim=8, classes=7, seed=0, dtype=torch.float64):
     """Un-normalised random features, some of them of great length, and random labels."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(train + test, dim, generator=g, dtype=torch.float64) * 10 ** (2 * torch.rand(train + test, 1, generator=g, dtype=torch.float64))
+    x = torch.randn(train + test, dim, generator=g, dtype=torch.float64) * 10 ** (
+        2 * torch.rand(train + test, 1, generator=g, dtype=torch.float64)
+    )
     return x[:train].to(dtype), torch.randint(classes, (train,), generator=g), x[train:].to(dtype)
 
 
@@ -145,7 +147,7 @@ class Largest(TorchDispatchMode):
 
 def test_memory_stays_bounded_by_default():
     g = torch.Generator().manual_seed(0)
-    x, y, queries = torch.randn(200_000, 16, generator=g), torch.randint(10, (200_000,), generator=g), torch.randn(400, 16, generator=g)
+    x, y, queries = torch.randn(200_000, 16, generator=g), torch.randint(10, (200_000,), generator=g), torch.randn(200, 16, generator=g)
     with Largest() as largest:
         knn_predict(x, y, queries, num_classes=10)
     assert largest.elements <= knn.BLOCK_ELEMENTS + 1024 * 20 < len(x) * len(queries)

@@ -117,7 +117,9 @@ def test_ibot_equals_the_literal_loss_over_several_steps(views, patch_dim, optio
         cls = literal_cls(student_cls, teacher_cls, center, temperature, student_temp)
         patch = literal_patch(student_patches, teacher_patches, masks, patch_center, patch_temperature, student_temp)
         losses = loss(*arguments, temperature, patch_temperature)
-        assert {name: value.item() for name, value in losses.items()} == pytest.approx({"cls": cls, "patch": patch, "total": cls + patch}, rel=1e-9)
+        assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+            {"cls": cls, "patch": patch, "total": cls + patch}, rel=1e-9
+        )
         center = literal_center(center, arguments[2].flatten(0, 1).tolist(), options.get("center_momentum", 0.9))
         patch_center = literal_center(patch_center, arguments[3].flatten(0, 2).tolist(), options.get("patch_center_momentum", 0.9))
         torch.testing.assert_close(loss.center, torch.tensor(center, dtype=torch.float64))
@@ -183,7 +185,10 @@ def test_gradients_reach_the_student_and_never_the_teacher():
         return ibot(cls, patches, teacher_cls.detach(), teacher_patches.detach(), masks, 0.3, 0.4)["total"]
 
     assert torch.autograd.gradcheck(total, (student_cls, student_patches))
-    for loss in (dino(student_cls, teacher_cls, 0.3), ibot(student_cls, student_patches, teacher_cls, teacher_patches, masks, 0.3, 0.4)["total"]):
+    for loss in (
+        dino(student_cls, teacher_cls, 0.3),
+        ibot(student_cls, student_patches, teacher_cls, teacher_patches, masks, 0.3, 0.4)["total"],
+    ):
         loss.backward()
     assert teacher_cls.grad is None and teacher_patches.grad is None
     assert student_cls.grad.any() and student_patches.grad.any()

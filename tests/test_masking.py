@@ -95,7 +95,9 @@ def test_block_never_masks_more_than_its_target(grid, ratio):
     assert mask.sum(1).max() <= int(ratio * grid[0] * grid[1])
 
 
-@pytest.mark.parametrize("grid, ratio, share", [((14, 14), 0.1, 0.8), ((14, 14), 0.3, 0.9), ((14, 14), 0.5, 0.9)] + [((6, 6), r, 0.75) for r in (0.1, 0.3, 0.5)])
+@pytest.mark.parametrize(
+    "grid, ratio, share", [((14, 14), 0.1, 0.8), ((14, 14), 0.3, 0.9), ((14, 14), 0.5, 0.9)] + [((6, 6), r, 0.75) for r in (0.1, 0.3, 0.5)]
+)
 def test_block_reaches_most_of_its_target(grid, ratio, share):
     counts = block_mask(300, grid, ratio, generator=seeded()).sum(1).double()
     assert counts.mean() > share * int(ratio * grid[0] * grid[1])
@@ -314,7 +316,9 @@ UNIFORM = torch.full((2, 4), 0.25)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
-@pytest.mark.parametrize("call", [lambda r: random_mask(2, 4, r), lambda r: block_mask(2, (2, 2), r), lambda r: attention_mask(UNIFORM, r, **HIGH)])
+@pytest.mark.parametrize(
+    "call", [lambda r: random_mask(2, 4, r), lambda r: block_mask(2, (2, 2), r), lambda r: attention_mask(UNIFORM, r, **HIGH)]
+)
 def test_a_ratio_lies_between_0_and_1(call, ratio):
     with pytest.raises(ValueError, match="^ratio: got .* accepts"):
         call(ratio)
@@ -369,5 +373,9 @@ def test_masks_on_a_gpu_equal_those_on_the_cpu():
         on_gpu = draw_masks(strategy, 16, (14, 14), attention=attention.cuda(), generator=seeded())
         assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), draw_masks(strategy, 16, (14, 14), attention=attention, generator=seeded()))
     generator = torch.Generator("cuda").manual_seed(0)
-    for mask in (random_mask(4, 36, 0.5, generator=generator), block_mask(4, (6, 6), 0.5, generator=generator), random_mask(4, 36, 0.5, device="cuda")):
+    for mask in (
+        random_mask(4, 36, 0.5, generator=generator),
+        block_mask(4, (6, 6), 0.5, generator=generator),
+        random_mask(4, 36, 0.5, device="cuda"),
+    ):
         assert mask.is_cuda and mask.any()

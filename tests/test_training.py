@@ -29,7 +29,7 @@ TINY = dict(
     fraction=0.02, epochs=2, batch_size=8, canvas=32, eval_size=16, global_size=16, local_size=8, local_crops=1, patch_size=8,
     out_dim=32, hidden_dim=32, bottleneck_dim=16, knn_epochs=1, knn_k=[1], checkpoint_steps=2, log_steps=3,
 )  # fmt: skip
-COMMAND = [ENTRY, *(f"{key}={value}" for key, value in TINY.items()), "--device", "cpu"]
+COMMAND = [ENTRY, *(f"{key}={value}" for key, value in TINY.items()), "--device=cpu"]
 
 
 def forked(function, **environment) -> int:
@@ -428,6 +428,7 @@ def test_the_budget_leaves_a_run_that_the_same_command_continues(reference, caps
         (["smoke/ibot", "precision=half"], "precision: got 'half', accepts float32, bfloat16"),
         (["smoke/ibot", "data=unknown"], "name: got 'unknown', accepts .*scenes"),
         (["smoke/ibot", "seed"], "override: got 'seed', accepts key=value"),
+        (["smoke/ibot", "--device=cpu", "rate=1"], "rate: unknown key"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(arguments, message, capsys):
@@ -462,7 +463,7 @@ class Blocked(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocked())
 from lib.train import main
 
-code = main({[*COMMAND, "fraction=0.008", "epochs=1", "log_steps=1"]!r})
+code = main({[*COMMAND[:-1], "fraction=0.008", "epochs=1", "log_steps=1", "--device=cpu"]!r})
 mine = "torch torchvision timm numpy pandas pyarrow PIL yaml safetensors tqdm filelock".split()
 print("loaded", [name for name in {blocked!r} if name in sys.modules], [name for name in mine if name not in sys.modules])
 sys.exit(code)

@@ -1,0 +1,35 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Solutions to 02 · Which tokens to mask?
+#
+# **1.** A random mask hides each token with probability 0.3, whatever another mask does: 0.3.
+
+# %%
+from lib import exercises
+
+exercises.expected_overlap(0.3)
+
+# %% [markdown]
+# **2.** Sort by attention, leave out the first half of the rest, take the next ones.
+
+# %%
+import torch
+
+
+def middle_mask(attention, ratio):
+    """Float[B, N], float -> Bool[B, N], True = masked."""
+    tokens = attention.shape[1]
+    count = int(ratio * tokens)
+    first = (tokens - count) // 2
+    order = attention.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(attention, dtype=torch.bool).scatter_(1, order[:, first : first + count], True)
+
+
+exercises.middle_mask(middle_mask)
