@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import measure
+from benchmarks.measure import measure, peak_bytes
 from benchmarks.rows import ROWS
-from lib.results.runs import provenance
+from lib import paths
+from lib.results.runs import append_line, provenance
 from lib.train import default_device
 
 
@@ -25,23 +26,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"which of: {', '.join(ROWS)}; the default is all")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of measurements (default 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--record", action="store_true", help="keep the ratios that claims are about in records/small/cost.jsonl")
     parser.add_argument("--device", help="the default is a GPU if there is one")
+    parser.add_argument("--peak-of", type=int, choices=(0, 1), help=argparse.SUPPRESS)  # asked by measure, of a process of its own
     options = parser.parse_args(arguments)
     unknown = set(options.rows) - set(ROWS)
     if unknown:
         parser.error(f"rows: got {', '.join(sorted(unknown))}, accepts {', '.join(ROWS)}")
     device = torch.device(options.device or default_device())
+    if options.peak_of is not None:
+        print(peak_bytes(ROWS[options.rows[0]], options.peak_of, device))
+        return 0
     print(f"{'row':16} {'first / second':58} {'time':>7} {'range':>15} {'memory':>7}  asked")
-    results = {}
+    results, made = {}, provenance(device)
     for name in options.rows or ROWS:
         row = ROWS[name]
-        found = measure(row, device, options.pairs)
-        results[name] = found
+        results[name] = found = measure(name, row, device, options.pairs)
+        for pair, ratio in enumerate(found["pairs"] if options.record and row.metric else []):
+            line = {"key": f"{name}-{made['finished']}-{pair}", "config": {"row": name, "seed": pair}, "metrics": {row.metric: ratio}}
+            append_line(paths.RECORDS / "small" / "cost.jsonl", line | made)
         memory = f"{found['memory_ratio']:.2f}" if "memory_ratio" in found else ""
         spread = f"{found['time_ratio_low']:.2f} - {found['time_ratio_high']:.2f}"
         print(f"{name:16} {row.title:58} {found['time_ratio']:7.2f} {spread:>15} {memory:>7}  {row.asked}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"rows": results, **provenance(device)}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"rows": results, **made}, indent=1) + "\n")
     return 0
 
 

@@ -1,6 +1,5 @@
 """Pairs of times, and the peak memory of each version in a process of its own."""
 
-import json
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ class Row:
     """``make(device)`` gives the two versions, functions without arguments that do the same work.
 
     ``title`` says which is divided by which, ``asked`` what the ratio should be. ``repeats`` calls make one measurement.
-    ``memory`` also compares the versions' peak memory.
+    ``memory`` also compares the versions' peak memory. ``metric`` is the name under which records keep the ratio.
     """
 
     title: str
@@ -25,9 +24,10 @@ class Row:
     make: Callable
     repeats: int = 1
     memory: bool = False
+    metric: str | None = None
 
 
-def measure(row: Row, device: torch.device, pairs: int) -> dict:
+def measure(name: str, row: Row, device: torch.device, pairs: int) -> dict:
     """Median, least and greatest ratio of times over ``pairs`` pairs, after one warm-up of each version."""
     first, second = row.make(device)
     first(), second()
@@ -38,7 +38,6 @@ def measure(row: Row, device: torch.device, pairs: int) -> dict:
         ratios.append(times[first] / times[second])
     found = {"time_ratio": statistics.median(ratios), "time_ratio_low": min(ratios), "time_ratio_high": max(ratios), "pairs": ratios}
     if row.memory:
-        name = next(n for n, r in _rows().items() if r is row)
         peaks = [_peak(name, version, device) for version in (0, 1)]
         found |= {"memory_ratio": peaks[0] / peaks[1], "memory_bytes": peaks}
     return found
@@ -59,37 +58,25 @@ def _wait(device: torch.device) -> None:
 
 
 def _peak(name: str, version: int, device: torch.device) -> int:
-    command = [sys.executable, "-m", "benchmarks.measure", name, str(version), str(device)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-m", "benchmarks", name, "--peak-of", str(version), "--device", str(device)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _rows() -> dict[str, Row]:
-    from benchmarks.rows import ROWS
-
-    return ROWS
-
-
-def main() -> None:
-    """Print the bytes by which two calls of one version raise the process's peak memory."""
-    name, version, device = sys.argv[1], int(sys.argv[2]), torch.device(sys.argv[3])
-    work = _rows()[name].make(device)[version]
+def peak_bytes(row: Row, version: int, device: torch.device) -> int:
+    """Bytes by which two calls of one version raise this process's memory at its peak."""
+    work = row.make(device)[version]
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work(), work()
-        print(torch.cuda.max_memory_allocated(device) - before)
-        return
+        return torch.cuda.max_memory_allocated(device) - before
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew; it is inherited from the parent otherwise
     work(), work()
-    print(_resident("VmHWM") - before)
+    return _resident("VmHWM") - before
 
 
 def _resident(key: str) -> int:
     """Bytes of this process's memory now (VmRSS) or at its peak (VmHWM)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(status[key].split()[0])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ while the others go on, and its output is kept.
 """
 
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -105,9 +106,20 @@ def execute(source: str, target: str, parameters: dict, stamp: str, threads: int
     except Exception as error:  # a killed kernel, a full disk
         return f"{type(error).__name__}: {error}"
     notebook = nbformat.read(target, as_version=4)
+    export_figures(notebook, Path(target))
     notebook.metadata[STAMP] = {"stamp": stamp}
     nbformat.write(notebook, target)
     return None
+
+
+def export_figures(notebook, target: Path) -> None:
+    """Write a notebook's pictures as ``figures/<notebook>-<number>.png`` beside it."""
+    folder = target.parent / "figures"
+    folder.mkdir(exist_ok=True)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    for number, picture in enumerate(pictures, 1):
+        (folder / f"{target.stem}-{number}.png").write_bytes(base64.b64decode(picture))
 
 
 def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None = None, budget: float | None = None) -> dict[Path, str]:
@@ -174,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, metavar="N", help="notebooks at a time; the default is one, or one a GPU")
     parser.add_argument("--gpus", type=float, metavar="G", help="GPUs a notebook; 0.5 lets two share one")
     options = parser.parse_args(arguments)
+    if options.record and options.scale == "smoke":
+        parser.error("--record: smoke runs show mechanisms and are no evidence; accepts --scale small or paper")
     try:
         jobs = plan(find_notebooks(options.notebooks), options.scale, seeds=options.seeds, record=options.record)
     except ValueError as error:
@@ -181,7 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     budget = None if options.budget is None else 60 * options.budget
     failures = run_jobs(jobs, parallel=options.parallel, gpus=options.gpus, budget=budget)
-    print(f"executed notebooks: {paths.runs_folder() / 'notebooks' / options.scale}")
+    folder = paths.runs_folder() / "notebooks" / options.scale
+    print(f"executed notebooks  {folder}\nfigures             {folder / 'figures'}")
+    report = next((job.target for job in jobs if job.target.name.startswith("99") and job.target.is_file()), None)
+    if report:
+        print(f"report              {report}")
     for target, problem in failures.items():
         print(f"FAILED {target}\n       {problem}", file=sys.stderr)
     return 1 if failures else 0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -141,8 +142,9 @@ def train(
             step += 1
             bar.update()
 
-            ended = step % steps_per_epoch == 0
-            late = budget is not None and time.monotonic() - started > budget
+            epoch, rest = divmod(step, steps_per_epoch)
+            evaluates = rest == 0 and (step == steps or config.knn_epochs > 0 and epoch % config.knn_epochs == 0)
+            late = budget is not None and trainer.any(time.monotonic() - started > budget)
             saves = step % config.checkpoint_steps == 0 or step == steps or late
             if step % config.log_steps == 0 or saves:
                 _check_finite(healthy, step, folder / CHECKPOINT)
@@ -152,20 +154,14 @@ def train(
                 log.write(step, epoch=step / steps_per_epoch, **figures, lr=rates[step - 1], images_per_second=round(speed, 1))
                 bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
                 averages, clock, clocked = {}, time.monotonic(), step
-            if (
-                ended
-                and evaluate is not None
-                and trainer.main
-                and (step == steps or config.knn_epochs and step // steps_per_epoch % config.knn_epochs == 0)
-            ):
-                log.write(step, epoch=step // steps_per_epoch, **evaluate(learner.encoder, step // steps_per_epoch))
+            if evaluates and evaluate is not None and trainer.main:
+                log.write(step, epoch=epoch, **evaluate(learner.encoder, epoch))
                 learner.train()
                 clock, clocked = time.monotonic(), step
             if saves and trainer.main:
                 elapsed = seconds + time.monotonic() - started
-                state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed}
-                state["averages"] = averages
-                save_atomically(state, folder / CHECKPOINT)
+                state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "averages": averages}
+                save_atomically(state | {"step": step, "seconds": elapsed}, folder / CHECKPOINT)
             if late and step < steps:
                 return False
     finally:
@@ -280,12 +276,22 @@ class _Processes:
     def __init__(self, learner: nn.Module, config: TrainingConfig):
         self.learner, self.rank, self.count = learner, 0, int(os.environ.get("WORLD_SIZE", 1))
         if self.count > 1:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-            accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu")
+            # The others wait while the first one evaluates.
+            patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+            accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu", kwargs_handlers=[patience])
             if config.batch_size % self.count:
                 raise ValueError(f"batch_size: got {config.batch_size}, {self.count} processes accept a multiple of {self.count}")
             self.learner, self.rank = accelerator.prepare_model(learner), accelerator.process_index
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all processes have to ask."""
+        if self.count == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=next(self.learner.parameters()).device)
+        torch.distributed.all_reduce(votes)
+        return votes.item() > 0
 
     @property
     def main(self) -> bool:

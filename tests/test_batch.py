@@ -1,22 +1,15 @@
-"""Grids of notebooks: planning, skipping, failing, and two notebooks that want the same run."""
+"""Grids of notebooks: planning, skipping and failing."""
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib import batch, paths
-from lib.batch import Job, find_notebooks, main, notebook_parameters, plan, run_jobs
-
-SAME_RUN = """
-from lib.train import run
-
-found = run("smoke/ibot_brief", device="cpu", progress=False, seed=seed, fraction=0.02, epochs=1, batch_size=8, canvas=32, eval_size=16,
-            global_size=16, local_size=8, out_dim=32, hidden_dim=32, bottleneck_dim=16, knn_k=[1], log_steps=1)
-print("steps", found.log().step.tolist())
-"""
+from lib.batch import Job, execute, find_notebooks, main, notebook_parameters, plan, run_jobs
 
 
 def notebook(name: str, *cells: str, parameters: str | None = 'scale: str = "smoke"  # which entries\nseed: int = 0  # of everything'):
@@ -121,33 +114,36 @@ def outputs(file) -> str:
     return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
 
 
-def test_a_failure_is_reported_and_the_others_go_on_and_a_run_is_trained_once(capsys, monkeypatch):
-    notebook("00_fails", "print('before')", "1 / 0", "print('never')")
-    notebook("01_dies", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    notebook("02_good", "print('scale is', scale)")
-    notebook("03_trains", SAME_RUN)
-    notebook("04_trains_too", SAME_RUN)
-    assert main(["--scale", "smoke", "--parallel", "2"]) == 1
-    shown = capsys.readouterr()
-    assert "5 notebooks, 0 done already" in shown.out
-    folder = paths.runs_folder() / "notebooks" / "smoke"
-    assert f"FAILED {folder / '00_fails.ipynb'}" in shown.err and "ZeroDivisionError: division by zero" in shown.err
-    assert "cell 3: ZeroDivisionError" in shown.err
-    assert f"FAILED {folder / '01_dies.ipynb'}" in shown.err and "DeadKernelError" in shown.err
-    assert shown.err.count("FAILED") == 2 + shown.out.count("never")
-    assert outputs(folder / "00_fails.ipynb") == "before\n" and (folder / "01_dies.ipynb").is_file()
-    assert outputs(folder / "02_good.ipynb") == "scale is smoke\n"
-    steps = outputs(folder / "03_trains.ipynb")
-    assert steps.startswith("steps [0, 1, ") and outputs(folder / "04_trains_too.ipynb") == steps
-    (log,) = paths.runs_folder().rglob("log.jsonl")
-    lines = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"loss"' in line]
-    assert lines == list(range(1, 6))
-    assert len(list((log.parent / "tensorboard").iterdir())) == 1  # a file a training
+def execute_all(*jobs: Job) -> list[str | None]:
+    """What the workers do, at the same time."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(lambda job: execute(str(job.source), str(job.target), job.parameters, job.stamp, 1), jobs))
 
-    monkeypatch.setattr(batch, "run_jobs", lambda jobs, **options: [job.target.name for job in jobs if not job.done] and {})
-    jobs = plan(find_notebooks(), "smoke")
-    assert [job.target.stem for job in jobs if not job.done] == ["00_fails", "01_dies"]
-    assert main(["--scale", "smoke", "--notebooks", "02", "03", "04"]) == 0
+
+def test_failures_are_told_with_their_cell_and_outputs_are_kept():
+    notebook("00_fails", "print('before')", "1 / 0", "print('never')")
+    notebook("01_dies", "print('alive', flush=True)", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    notebook("02_good", "import os\nprint('scale is', scale, os.path.basename(os.getcwd()), os.environ['OMP_NUM_THREADS'])")
+    jobs = plan(find_notebooks(), "small")
+    fails, dies, good = execute_all(*jobs)
+    assert good is None and outputs(jobs[2].target) == "scale is small notebooks 1\n"
+    assert fails.endswith(": ZeroDivisionError: division by zero") and fails.startswith("cell ")
+    assert outputs(jobs[0].target).startswith("before\n") and "never" not in outputs(jobs[0].target)
+    assert dies.startswith("DeadKernelError") and "alive" in outputs(jobs[1].target)
+    assert [job.done for job in jobs] == [False, False, True]
+
+
+def test_a_grid_goes_on_after_a_failure_and_skips_what_is_done(capsys):
+    notebook("00_fails", "1 / 0")
+    notebook("01_good", "print(seed + 1)")
+    assert main(["--scale", "smoke", "--parallel", "2", "--seeds", "4"]) == 1
+    shown, folder = capsys.readouterr(), paths.runs_folder() / "notebooks" / "smoke"
+    assert "2 notebooks, 0 done already" in shown.out
+    assert f"FAILED {folder / '00_fails-seed4.ipynb'}" in shown.err and "ZeroDivisionError: division by zero" in shown.err
+    assert "01_good" not in shown.err and outputs(folder / "01_good-seed4.ipynb") == "5\n"
+    assert [job.done for job in plan(find_notebooks(), "smoke", seeds=[4])] == [False, True]
+    assert main(["--scale", "smoke", "--notebooks", "01", "--seeds", "4"]) == 0
+    assert "1 notebooks, 1 done already" in capsys.readouterr().out
 
 
 def test_a_second_call_executes_nothing(capsys):

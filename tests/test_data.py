@@ -55,7 +55,9 @@ def pictures(split: str) -> list[SimpleNamespace]:
     for label, name in enumerate(CLASSES):
         for i in range(12 if split == "train" else 2):
             filename = f"{name}_{i}.png" if split == "train" else f"val_{2 * label + i}.png"
-            found.append(SimpleNamespace(label=label, filename=filename, box=[i, 1, i + 3, 6], data=png(100 * label + i + 1000 * (split != "train"))))
+            found.append(
+                SimpleNamespace(label=label, filename=filename, box=[i, 1, i + 3, 6], data=png(100 * label + i + 1000 * (split != "train")))
+            )
     return random.Random(0).sample(found, len(found))
 
 
@@ -145,7 +147,10 @@ def plain(table: pa.Table) -> list[dict]:
 
 def expected(split: str, boxes: bool = True) -> list[dict]:
     rows = sorted(pictures(split), key=lambda p: (p.label, int(p.filename.rpartition("_")[2][:-4])))
-    rows = [{"image": decode({"bytes": p.data, "path": None}, 8)[0].tolist(), "label": p.label, "filename": p.filename, "boxes": [p.box]} for p in rows]
+    rows = [
+        {"image": decode({"bytes": p.data, "path": None}, 8)[0].tolist(), "label": p.label, "filename": p.filename, "boxes": [p.box]}
+        for p in rows
+    ]
     return rows if boxes else [{k: v for k, v in row.items() if k != "boxes"} for row in rows]
 
 

@@ -254,6 +254,14 @@ def test_own_ratios_are_uniform_over_the_range(strategy):
     assert stats.kstest(counts.double().numpy() / 196, stats.uniform(0.2, 0.5).cdf).statistic < 0.04
 
 
+@pytest.mark.parametrize("strategy", ["random", "attmask_high", "attmask_low"])
+@pytest.mark.parametrize("ratio", [0.29, 0.3, 0.57])
+def test_drawn_counts_are_the_integer_part(strategy, ratio):
+    for side in (3, 6, 10, 14):
+        masks = draw(strategy, batch=3, grid=(side, side), probability=1.0, ratio_range=(ratio, ratio))
+        assert masks.sum(1).tolist() == [int(ratio * side * side)] * 3
+
+
 def test_random75_hides_three_quarters_of_half_the_rows():
     assert set(draw("random75", ratio_range=(0.1, 0.2)).sum(1).tolist()) == {0, 147}
 

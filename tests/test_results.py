@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from lib import paths, recipes
-from lib.results import claims, paper_tables, papers, runs, verdicts
+from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.runs import Run, append_line, open_run, records
 from lib.results.verdicts import VERDICTS, Interval, interval, verdict_of
 
@@ -164,7 +164,8 @@ def test_the_interval_is_students():
 def test_the_verdict_is_the_side_of_zero_on_which_the_interval_lies():
     assert verdict_of(Interval(2, 0.1, 4)) == "reproduced"
     assert verdict_of(Interval(-2, -4, -0.1)) == "contradicted"
-    assert verdict_of(Interval(1, -0.1, 2)) == verdict_of(Interval(0, 0, 0)) == verdict_of(Interval(9, math.nan, math.nan)) == "inconclusive"
+    for gap in (Interval(1, -0.1, 2), Interval(0, 0, 0), Interval(9, math.nan, math.nan)):
+        assert verdict_of(gap) == "inconclusive"
     assert verdict_of(Interval(-0.1, -0.2, 0.0), 0.3) == "reproduced"
     assert verdict_of(Interval(-1, -2, -0.4), 0.3) == "contradicted"
 
@@ -237,7 +238,7 @@ def test_several_metrics_are_averaged_within_a_seed():
     rows = []
     for seed in range(2):
         rows.append(record("attmask_hint", seed, 50.0, **{name: 10.0 + i + seed for i, name in enumerate(few)}))
-        rows.append(record("block", seed, 50.0, **{name: 10.0 for name in few}))
+        rows.append(record("block", seed, 50.0, **dict.fromkeys(few, 10.0)))
     assert judge(rows, "attmask-7").gap_mean == pytest.approx(2.0)
     del rows[0]["metrics.knn_nu5"]
     assert judge(rows, "attmask-7").seeds == 1
@@ -245,7 +246,10 @@ def test_several_metrics_are_averaged_within_a_seed():
 
 def test_a_ratio_is_judged_by_its_limit():
     def cost(*ratios):
-        rows = [{"scale": "small", "experiment": "cost", "device": "CPU", "config.seed": i, "metrics.attmask_step_ratio": r} for i, r in enumerate(ratios)]
+        rows = [
+            {"scale": "small", "experiment": "cost", "device": "CPU", "config.seed": i, "metrics.attmask_step_ratio": r}
+            for i, r in enumerate(ratios)
+        ]
         return judge(rows, "attmask-10")
 
     assert cost(1.001, 1.002, 1.003).verdict == "reproduced" and cost(1.001, 1.002, 1.003).gap_mean == pytest.approx(0.008)
@@ -289,7 +293,8 @@ def test_the_key_of_an_entry_is_that_of_its_values():
 
     plain = find_run("smoke/ibot")
     assert find_run("smoke/ibot", lr="4.0e-3", seed=0).key == plain.key == find_run("smoke/ibot", mask_ratio=(0.1, 0.5)).key
-    assert len({find_run("smoke/ibot", **{key: x}).key for key, x in (("seed", 1), ("lr", 0.1), ("masking", "block"), ("compile", True))} | {plain.key}) == 5
+    others = {find_run("smoke/ibot", **{key: x}).key for key, x in (("seed", 1), ("lr", 0.1), ("masking", "block"), ("compile", True))}
+    assert len(others | {plain.key}) == 5
 
 
 def test_a_finished_run_has_figures_and_provenance(store):
@@ -327,7 +332,8 @@ def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
     """A kill between writing and renaming leaves an unfinished run."""
     pid = os.fork()
     if not pid:
-        monkeypatch.setattr(os, "replace", lambda *names: os.kill(os.getpid(), signal.SIGKILL) if str(names[1]).endswith("result.json") else os.rename(*names))
+        rename = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if b.name == "result.json" else rename(a, b))
         finished()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

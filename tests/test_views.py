@@ -259,7 +259,14 @@ def test_views_have_the_asked_shapes_and_are_in_range():
 
 
 @pytest.mark.parametrize(
-    "images", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8).byte(), torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2, 3, 8, 9).byte(), torch.zeros(0, 3, 8, 8).byte()]
+    "images",
+    [
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(3, 8, 8).byte(),
+        torch.zeros(2, 1, 8, 8).byte(),
+        torch.zeros(2, 3, 8, 9).byte(),
+        torch.zeros(0, 3, 8, 8).byte(),
+    ],
 )
 def test_other_images_are_refused(images):
     for call in (lambda: make_views(images, GLOBAL), lambda: center_view(images, 8)):

@@ -65,8 +65,9 @@ def make_views(
     """
     check_images(images)
     draw = _Draw(len(images), generator, images.device)
-    pixels = images.float().div_(255)
-    return [normalise(_augment(_crop(pixels, view, sizes, draw), view, draw)) for view in recipe]
+    with torch.autocast(images.device.type, enabled=False):  # eight bits of an image do not survive bfloat16
+        pixels = images.float().div_(255)
+        return [normalise(_augment(_crop(pixels, view, sizes, draw), view, draw)) for view in recipe]
 
 
 def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor | None = None) -> Tensor:

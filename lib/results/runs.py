@@ -113,7 +113,12 @@ class Run:
 
         Returns:
             The file.
+
+        Raises:
+            ValueError: the run is not finished, or of the smoke scale, whose figures are no evidence.
         """
+        if self.scale == "smoke":
+            raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
         file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
         if self.key not in {line["key"] for line in read_lines(file)}:
             append_line(file, self.result())

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lib.recipes import SCALES
 from lib.results import papers, runs
 
+EVIDENCE = ("paper", "small")  # scales whose records count, the strongest first
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
 COLUMNS = ["id", "gap_mean", "gap_low", "gap_high", "seeds", "scale", "verdict"]
 
@@ -77,7 +77,7 @@ def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
     if not how or records.empty:
         return "", np.empty(0)
     chosen = records[records.experiment == how["experiment"]]
-    for scale in reversed(SCALES):
+    for scale in EVIDENCE:
         here = chosen[chosen.scale == scale]
         gaps = _margins(here, how) if "limit" in how else _paired(here, how)
         if len(gaps):
