@@ -73,9 +73,10 @@ def entry_for(scale: str, role: str, device: str) -> str:
     return f"{scale}/{name[device] if isinstance(name, dict) else name}"
 
 
-def fractions(scale: str) -> list[float]:
-    """The fractions of the data that are compared at a scale."""
-    return _read(scale)["fractions"]
+def fractions(scale: str, device: str) -> list[float]:
+    """The fractions of the data that are compared at a scale on a kind of device."""
+    chosen = _read(scale)["fractions"]
+    return chosen[device] if isinstance(chosen, dict) else chosen
 
 
 def evidence(scale: str, device: str) -> list[tuple[str, dict]]:

@@ -96,6 +96,11 @@ def entry_for(scale: str, role: str) -> str:
     return recipes.entry_for(scale, role, default_device().type)
 
 
+def fractions_for(scale: str) -> list[float]:
+    """The fractions of the data that are compared at a scale on this machine."""
+    return recipes.fractions(scale, default_device().type)
+
+
 def default_device() -> torch.device:
     """This process's GPU, or the CPU where there is none."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")

@@ -120,7 +120,7 @@ def test_notebooks_find_their_entries_at_every_scale(scale, device):
     for role in ("main", "comparison", "fractions"):
         name = recipes.entry_for(scale, role, device)
         assert name in recipes.names((scale,))
-    held = recipes.fractions(scale)
+    held = recipes.fractions(scale, device)
     assert held == sorted(held) and all(0 < f <= 1 for f in held)
 
 

@@ -74,7 +74,6 @@ def published(request):
 
 
 def test_every_published_figure_is_there(published):
-    paper = published["paper"]
     expected = {}
     for table in published["tables"]:
         for row, line in table["rows"].items():
@@ -84,7 +83,8 @@ def test_every_published_figure_is_there(published):
                     expected[table["id"], row, column] = (number, line.get("note", ""))
     for row, line in published.get("framework", {}).get("rows", {}).items():
         expected["framework", row, "accuracy"] = (line["accuracy"], "")
-    ours = paper_tables().query("paper == @paper")
+    ours = paper_tables()
+    ours = ours[ours.paper == published["paper"]]
     found = {(r.table, r.row, r.column): (r.value, r.note) for r in ours.itertuples()}
     assert found.keys() == expected.keys()
     assert {key: number for key, (number, _) in found.items()} == {key: number for key, (number, _) in expected.items()}

@@ -60,7 +60,7 @@ def forked(function, **environment) -> int:
         os._exit(code)
 
 
-def wait(pid: int, seconds: float = 120) -> int | None:
+def wait(pid: int, seconds: float = 300) -> int | None:
     """A child's exit code; None, and its end, when it takes longer."""
     late = time.monotonic() + seconds
     while time.monotonic() < late:
@@ -359,7 +359,7 @@ def test_the_student_is_trained_and_the_teacher_follows():
 # ---- several processes ------------------------------------------------------------------------------------------------
 
 
-def together(function, count: int = 2, seconds: float = 60) -> list[int | None]:
+def together(function, count: int = 2, seconds: float = 300) -> list[int | None]:
     """Exit codes of ``count`` processes that call ``function(rank)`` as under torchrun."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

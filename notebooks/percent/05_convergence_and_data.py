@@ -93,11 +93,11 @@ from lib.results.papers import paper_table
 paper_table("attmask", "data_fraction")
 
 # %% tags=["nbval-ignore-output"]
-from lib.recipes import fractions
+from lib.train import fractions_for
 
 entry = entry_for(scale, "fractions")
 rows = {name: {} for name in strategies}
-for fraction in fractions(scale):
+for fraction in fractions_for(scale):
     for name in strategies:
         found = run(entry, masking=name, fraction=fraction, seed=seed, record=record, progress=False)
         rows[name][f"{100 * fraction:g}%"] = found.metrics["knn"]
