@@ -122,6 +122,20 @@ def export_figures(notebook, target: Path) -> None:
         (folder / f"{target.stem}-{number}.png").write_bytes(base64.b64decode(picture))
 
 
+def _start_ray(**options) -> None:
+    """Start Ray, once more where a busy machine lets its start time out."""
+    import ray
+
+    for attempt in range(3):
+        try:
+            ray.init(**options)
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+
+
 def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None = None, budget: float | None = None) -> dict[Path, str]:
     """Execute the jobs that are not done yet.
 
@@ -142,7 +156,7 @@ def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None
     import ray
 
     # No dashboard and no log of the workers: one progress bar is what a reader wants to see.
-    ray.init(
+    _start_ray(
         address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True
     )
     resources = ray.cluster_resources()
@@ -188,6 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.record and options.scale == "smoke":
         parser.error("--record: smoke runs show mechanisms and are no evidence; accepts --scale small or paper")
+    for variable in ("COMPANION_RUNS", "COMPANION_DATA"):  # kernels run in another folder
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).resolve())
     try:
         jobs = plan(find_notebooks(options.notebooks), options.scale, seeds=options.seeds, record=options.record)
     except ValueError as error:

@@ -118,15 +118,19 @@ def parse(assignment: str) -> tuple[str, object]:
     key, equals, value = assignment.partition("=")
     if not equals:
         raise ValueError(f"override: got {assignment!r}, accepts key=value")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}: got {value!r}, accepts a number, a word, or a list in brackets") from error
 
 
 def _typed(key: str, value, kind):
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-4 as a string
-        except ValueError as error:
-            raise ValueError(f"{key}: got {value!r}, accepts a number") from error
-    if kind == list[float]:
-        return [float(v) for v in value] if isinstance(value, (list, tuple)) else value
-    return list(value) if isinstance(value, tuple) else value
+    """``value`` as the type of its field, as far as YAML 1.1 reads it otherwise: 1e-4 is a string there."""
+    try:
+        if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            return float(value)
+        if kind == list[float]:
+            return [float(v) for v in value]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: got {value!r}, accepts {'a number' if kind is float else 'a list of numbers'}") from error
+    return value

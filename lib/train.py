@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from lib.evaluation.features import pooled_features
 from lib.evaluation.knn import evaluate_knn
 from lib.models import create_model
 from lib.results.runs import Run, open_run, records
-from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, train, training_steps
+from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, train, training_steps, wait_for_all
 
 # method -> (its configuration, its learner); a learner is made from (configuration, steps)
 METHODS: dict[str, tuple[type, type]] = {
@@ -46,7 +47,7 @@ def find_run(entry: str, **overrides) -> Run:
 
 def configure(chosen: recipes.Entry, overrides: dict) -> TrainingConfig:
     method = overrides.get("method", chosen.settings.get("method"))
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method: got {method!r}, accepts {', '.join(METHODS)}")
     return recipes.configure(chosen, METHODS[method][0], overrides)
 
@@ -83,10 +84,10 @@ def run(
     config = configure(chosen, overrides)
     found = open_run(entry, chosen.experiment, config)
     device = torch.device(device or default_device())
-    with found.lock() if int(os.environ.get("RANK", 0)) == 0 else _nothing():
+    with found.lock() if first_process() else nullcontext():
         if not found.finished:
             _make(found, config, device, budget, root, progress)
-    if record and found.finished:
+    if record and found.finished and first_process():
         found.record()
     return found
 
@@ -99,6 +100,11 @@ def entry_for(scale: str, role: str) -> str:
 def fractions_for(scale: str) -> list[float]:
     """The fractions of the data that are compared at a scale on this machine."""
     return recipes.fractions(scale, default_device().type)
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def default_device() -> torch.device:
@@ -140,7 +146,7 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
 
     if not train(learner, source, config, found.folder, budget=budget, evaluate=evaluate, progress=progress):
         return
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first_process():
         curve = [line for line in read_log(found.folder) if "knn" in line]
         figures = {name: round(value, 3) for name, value in curve[-1].items() if name.startswith("knn")}
         figures |= {f"untrained_{name}": round(value, 3) for name, value in curve[0].items() if name.startswith("knn")}
@@ -148,14 +154,7 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
         found.save_encoder(learner.encoder)
         seconds = load_checkpoint(found.folder / CHECKPOINT)["seconds"]
         found.finish(figures, seconds=seconds, data={"train": source.fingerprint, "validation": test.fingerprint}, device=device)
-
-
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return False
+    wait_for_all()
 
 
 def run_evidence(scale: str, *, budget: float | None = None, device=None, root: str | Path | None = None) -> bool:
@@ -208,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=recipes.SCALES,
         help="instead of an entry: train and record what is missing of a scale's evidence",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     budget = None if options.budget is None else 60 * options.budget
     if options.evidence:
         return 0 if run_evidence(options.evidence, budget=budget, device=options.device, root=options.root) else 3
@@ -223,10 +222,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not found.finished:
-        print(f"stopped at the time budget; the same command continues {found.folder}")
+        if first_process():
+            print(f"stopped at the time budget; the same command continues {found.folder}")
         return 3
     metrics = found.metrics
-    print(f"{found.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {found.result()['seconds']:.0f} s")
+    if first_process():
+        print(
+            f"{found.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {found.result()['seconds']:.0f} s"
+        )
     return 0
 
 

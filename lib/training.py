@@ -56,6 +56,8 @@ class TrainingConfig:
             if not isinstance(value, accepted) or (isinstance(value, bool) and field.type is not bool):
                 name = getattr(field.type, "__name__", str(field.type)) if not str(field.type).startswith("list") else str(field.type)
                 raise ValueError(f"{field.name}: got {value!r}, accepts {name}")
+        if not self.knn_k or any(not isinstance(k, int) or k < 1 for k in self.knn_k):
+            raise ValueError(f"knn_k: got {self.knn_k!r}, accepts a list of counts, at least one")
         if self.epochs < 1 or self.batch_size < 1 or self.log_steps < 1 or self.checkpoint_steps < 1:
             raise ValueError("epochs, batch_size, log_steps, checkpoint_steps: accept 1 or more")
         if self.precision not in ("float32", "bfloat16"):
@@ -110,6 +112,8 @@ def train(
     step, seconds, averages = _resume(folder / CHECKPOINT, learner, optimizer, device)
     if config.compile:
         learner.compile_blocks()
+    for stale in folder.glob("checkpoint.*.partial") if trainer.main else ():
+        stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
     log = _Log(folder, step, enabled=trainer.main)
     if step == 0 and evaluate is not None and trainer.main:
         log.write(step, epoch=0, **evaluate(learner.encoder, 0))
@@ -147,7 +151,7 @@ def train(
             late = budget is not None and trainer.any(time.monotonic() - started > budget)
             saves = step % config.checkpoint_steps == 0 or step == steps or late
             if step % config.log_steps == 0 or saves:
-                _check_finite(healthy, step, folder / CHECKPOINT)
+                _check_finite(healthy, parameters, step, folder / CHECKPOINT)
             if step % config.log_steps == 0:
                 figures = {name: value.item() / config.log_steps for name, value in averages.items()}
                 speed = config.batch_size * (step - clocked) / (time.monotonic() - clock)
@@ -163,11 +167,19 @@ def train(
                 state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "averages": averages}
                 save_atomically(state | {"step": step, "seconds": elapsed}, folder / CHECKPOINT)
             if late and step < steps:
+                wait_for_all()
                 return False
     finally:
         bar.close()
         log.close()
+    wait_for_all()
     return True
+
+
+def wait_for_all() -> None:
+    """Let several processes go on together: torchrun ends them all as soon as one has ended otherwise than well."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def training_steps(source, config: TrainingConfig) -> tuple[int, int]:
@@ -242,8 +254,6 @@ def read_log(folder: str | Path) -> list[dict]:
 
 def _resume(file: Path, learner: nn.Module, optimizer, device) -> tuple[int, float, dict[str, Tensor]]:
     """(steps done, seconds spent, sums of the losses since the last line of the log)"""
-    for stale in file.parent.glob("*.partial"):
-        stale.unlink()
     if not file.is_file():
         return 0, 0.0, {}
     state = load_checkpoint(file, device)
@@ -252,10 +262,13 @@ def _resume(file: Path, learner: nn.Module, optimizer, device) -> tuple[int, flo
     return state["step"], state["seconds"], state["averages"]
 
 
-def _check_finite(healthy: Tensor, step: int, checkpoint: Path) -> None:
-    if not torch.isfinite(healthy):
+def _check_finite(healthy: Tensor, parameters: list[Tensor], step: int, checkpoint: Path) -> None:
+    largest = torch.stack(torch._foreach_norm([p.detach() for p in parameters], float("inf")))
+    if not (torch.isfinite(healthy) and torch.isfinite(largest).all()):
         kept = f"the checkpoint before it is kept in {checkpoint}" if checkpoint.is_file() else "there was no checkpoint yet"
-        raise NonFiniteLoss(f"the loss is not finite at or shortly before step {step}; {kept}. A lower lr or a longer warm-up helps.")
+        raise NonFiniteLoss(
+            f"the loss or a weight is not finite at or shortly before step {step}; {kept}. A lower lr or a longer warm-up helps."
+        )
 
 
 def _indices(source, config: TrainingConfig, step: int, steps: int, trainer: "_Processes"):

@@ -114,6 +114,8 @@ def bank(
     described = loading.card(name)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, accepts a number in (0, 1]")
+    if split not in described.splits:
+        raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(described.splits)}")
     if name == "scenes":
         return _scenes_bank(split, size, fraction, device, described)
     folder = loading.find_folder(name, root)
@@ -121,7 +123,7 @@ def bank(
         raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {described.folders[folder.name]}, the part that it holds")
     table = loading.read_table(name, split, root=root)
     if split == "train" and fraction < 1:
-        table = layouts.first_of_each_class(table, int(fraction * described.images_per_class))
+        table = layouts.first_of_each_class(table, _part(fraction, described.images_per_class))
     if len(table) * 3 * size * size > max_bytes:
         return Stream(table, size, device)
 
@@ -168,9 +170,16 @@ def _decode_all(table: pa.Table, size: int, title: str | None) -> dict[str, Tens
 
 
 def _scenes_bank(split: str, size: int, fraction: float, device, described) -> Bank:
-    count = int(fraction * described.splits[split])
+    count = _part(fraction, described.splits[split])
     scene = scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], size=size)
     return _make({"images": scene.images, "sizes": torch.full((count, 2), size, dtype=torch.int32), "labels": scene.labels}, device)
+
+
+def _part(fraction: float, whole: int) -> int:
+    count = int(fraction * whole + 1e-9)  # 0.29 * 100 is a little less than 29
+    if count == 0:
+        raise ValueError(f"fraction: got {fraction}, accepts at least {1 / whole:.2g}, one image of {whole}")
+    return count
 
 
 def _make(tensors: dict[str, Tensor], device) -> Bank:
@@ -188,6 +197,9 @@ def _table_fingerprint(table: pa.Table, size: int) -> str:
             if row["bytes"]:
                 digest.update(row["bytes"])
             else:
-                stat = os.stat(row["path"])
+                try:
+                    stat = os.stat(row["path"])
+                except OSError as error:
+                    raise ValueError(f"{row['path']}: listed but not readable ({error})") from error
                 digest.update(f"{row['path']}:{stat.st_size}:{stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]

@@ -29,13 +29,7 @@ def read_parquet(folder: Path, split: str, columns: dict[str, list[str]], names:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file}: damaged or not a parquet file ({error})") from error
     table = pa.concat_tables(tables)
-    found = rename(table, columns, str(files[0]))
-    if "filename" not in found:
-        paths = pc.struct_field(found["image"], "path")
-        found["filename"] = pa.chunked_array([pa.array([p or f"{i:08d}" for i, p in enumerate(paths.to_pylist())])])
-    if "boxes" in found and not pa.types.is_nested(found["boxes"].type.value_type):  # one box an image, not a list of them
-        found["boxes"] = pa.chunked_array([pa.array([[box] if box else [] for box in found["boxes"].to_pylist()], BOXES)])
-    return _sorted(pa.table(found))
+    return normalise(table, columns, str(files[0]))
 
 
 def read_image_folder(folder: Path, split: str, columns: dict[str, list[str]], names: list[str]) -> pa.Table | None:
@@ -69,15 +63,15 @@ def read_tiny_imagenet(folder: Path, split: str, columns: dict[str, list[str]], 
             if len(fields) < 6 or fields[1] not in label_of:
                 raise ValueError(f"{listing}: line {line!r} is not 'file, wnid, x0, y0, x1, y1'")
             rows.append((folder / "val" / "images" / fields[0], label_of[fields[1]]))
-            boxes.append([[float(v) for v in fields[2:6]]])
+            boxes.append([_box(fields[2:6], listing, line)])
     return _from_files(rows, boxes)
 
 
 LAYOUTS = {"parquet": read_parquet, "image_folder": read_image_folder, "tiny_imagenet": read_tiny_imagenet}
 
 
-def rename(table: pa.Table, columns: dict[str, list[str]], source: str) -> dict[str, pa.ChunkedArray]:
-    """Our columns from theirs: for each the first of its possible names that the table has."""
+def normalise(table: pa.Table, columns: dict[str, list[str]], source: str) -> pa.Table:
+    """A table with our columns from one with theirs: for each of ours the first of its possible names that theirs has."""
     found = {}
     for ours, candidates in columns.items():
         present = [theirs for theirs in candidates if theirs in table.column_names]
@@ -85,7 +79,13 @@ def rename(table: pa.Table, columns: dict[str, list[str]], source: str) -> dict[
             found[ours] = table[present[0]]
         elif ours in ("image", "label"):
             raise ValueError(f"{source}: has no column {' or '.join(candidates)}, only {', '.join(table.column_names)}")
-    return found
+    if "filename" not in found:
+        paths = pc.struct_field(found["image"], "path").to_pylist()
+        names = [Path(path).name if path else f"{i:08d}" for i, path in enumerate(paths)]
+        found["filename"] = pa.chunked_array([pa.array(names, pa.string())])
+    if "boxes" in found and not pa.types.is_nested(found["boxes"].type.value_type):  # one box an image, not a list of them
+        found["boxes"] = pa.chunked_array([pa.array([[box] if box else [] for box in found["boxes"].to_pylist()], BOXES)])
+    return _sorted(pa.table(found))
 
 
 def first_of_each_class(table: pa.Table, count: int) -> pa.Table:
@@ -139,5 +139,12 @@ def _box_lines(file: Path, fields: int) -> dict[str, list[float]]:
         parts = line.split("\t")
         if len(parts) != fields:
             raise ValueError(f"{file}: line {line!r} is not 'file, x0, y0, x1, y1'")
-        found[parts[0]] = [float(v) for v in parts[1:]]
+        found[parts[0]] = _box(parts[1:], file, line)
     return found
+
+
+def _box(numbers: list[str], file: Path, line: str) -> list[float]:
+    try:
+        return [float(number) for number in numbers]
+    except ValueError as error:
+        raise ValueError(f"{file}: line {line!r} holds a box that is not four numbers") from error

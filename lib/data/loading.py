@@ -21,6 +21,8 @@ class Card:
     layout: tuple[str, ...]  # names in layouts.LAYOUTS, tried in turn
     splits: dict[str, int]  # split -> images in the full set
     local_splits: dict[str, str]  # split -> its name in local folders
+    hub_splits: dict[str, str]  # split -> its name on the Hub
+    hub_options: dict[str, str]  # what else datasets.load_dataset needs
     columns: dict[str, list[str]]  # our column -> possible names of theirs
     class_names: list[str]
     images_per_class: int  # of the full training split, at most
@@ -49,12 +51,14 @@ def card(name: str) -> Card:
             layout=tuple(ours["layout"]),
             splits={s["name"]: s["num_examples"] for s in info["splits"]},
             local_splits=ours.get("local_splits", {}),
+            hub_splits=ours.get("hub_splits", {}),
+            hub_options=ours.get("hub_options", {}),
             columns=ours["columns"],
             class_names=names,
             images_per_class=ours["images_per_class"],
             licence=front["license_name"] if front["license"] == "other" else front["license"],
         )
-    except (IndexError, KeyError, StopIteration, yaml.YAMLError) as error:
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: front matter is incomplete or damaged ({error!r})") from error
 
 
@@ -133,13 +137,10 @@ def _from_hub(described: Card, split: str) -> pa.Table:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(described.hub, split=described.local_splits.get(split, split))
+        dataset = datasets.load_dataset(described.hub, split=described.hub_splits.get(split, split), **described.hub_options)
     except Exception as error:
         raise ValueError(
             f"{described.name}: not under $COMPANION_DATA (folders {', '.join(described.folders)}), and the Hub's "
             f"{described.hub} cannot be read ({type(error).__name__}: {error})"
         ) from error
-    table = dataset.with_format("arrow")[:]  # images stay encoded
-    found = layouts.rename(table, described.columns, described.hub)
-    found.setdefault("filename", pa.array([f"{i:08d}" for i in range(len(table))]))
-    return pa.table(found)
+    return layouts.normalise(dataset.with_format("arrow")[:], described.columns, described.hub)  # images stay encoded

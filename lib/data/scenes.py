@@ -82,8 +82,8 @@ def render(
         raise ValueError(f"objects: got {objects}, accepts 1 or more")
     if backgrounds_of is None:
         backgrounds_of = indices
-    elif len(backgrounds_of) != len(indices):
-        raise ValueError(f"backgrounds_of: got {len(backgrounds_of)} indices, accepts {len(indices)}, one a scene")
+    elif len(backgrounds_of) != len(indices) or min(backgrounds_of) < 0:
+        raise ValueError(f"backgrounds_of: got {backgrounds_of}, accepts {len(indices)} indices, one a scene, none negative")
     chunks = zip(indices.split(CHUNK), torch.as_tensor(backgrounds_of).split(CHUNK))
     parts = [_render(a.numpy(), b.numpy(), seed, size, correlation, objects, instances, time) for a, b in chunks]
     return Scenes(*(torch.cat([getattr(part, name) for part in parts]) for name in Scenes.__dataclass_fields__))

@@ -87,8 +87,8 @@ def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor
     height, width = _extent(images, sizes)
     side = torch.minimum(height, width) * crop  # of the cut, in original pixels
     h, w = side / height * canvas, side / width * canvas
-    rows = resize_matrix((canvas - h) / 2, h, canvas, size)
-    columns = resize_matrix((canvas - w) / 2, w, canvas, size)
+    rows = resize_matrix((canvas - h) / 2, h, canvas, size, cut=False)
+    columns = resize_matrix((canvas - w) / 2, w, canvas, size, cut=False)
     return normalise(separable(images.float().div_(255), rows, columns).clamp_(0, 1))
 
 
@@ -119,16 +119,16 @@ def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return rows[:, None] @ x
 
 
-def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: Tensor | None = None) -> Tensor:
+def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: Tensor | None = None, *, cut: bool = True) -> Tensor:
     """Weights that resample [start, start + length) of ``canvas`` pixels to ``size`` pixels, bicubic and antialiased.
 
-    The kernel is Keys' with a = -0.5, widened by the scale when shrinking, and it sees nothing outside the interval, as if
-    the crop had been cut out first.
+    The kernel is Keys' with a = -0.5, widened by the scale when shrinking.
 
     Args:
         start, length: Float[B], the interval in pixels of the canvas.
         canvas, size: pixels of the input and of the output.
         flip: Bool[B], which outputs to mirror.
+        cut: see nothing outside the interval, as if the crop had been cut out before resizing; else as if after it.
 
     Returns:
         Float[B, size, canvas]; rows sum to 1.
@@ -141,8 +141,8 @@ def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: T
     near = (1.5 * distance - 2.5) * distance.square() + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    inside = (pixels >= start[:, None, None].floor()) & (pixels <= (start + length)[:, None, None].ceil())
-    weights = weights * inside
+    if cut:
+        weights = weights * ((pixels >= start[:, None, None].floor()) & (pixels <= (start + length)[:, None, None].ceil()))
     weights = weights / weights.sum(-1, keepdim=True)
     return weights if flip is None else torch.where(flip[:, None, None], weights.flip(1), weights)
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -55,11 +56,13 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / RESULT).is_file()
 
-    def lock(self) -> FileLock:
+    @contextmanager
+    def lock(self):
         """Held while training, so that two who ask for a run at once train it once."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
-        return FileLock(self.folder / "lock")
+        with FileLock(self.folder / "lock"):
+            write_atomically(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
+            yield
 
     def result(self) -> dict:
         """Figures and provenance of a finished run.
@@ -72,7 +75,7 @@ class Run:
             raise ValueError(f"{file}: the run is not finished; train it with python -m lib.train {self.entry}")
         try:
             return json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: damaged ({error}); delete it to evaluate the run again") from error
 
     @property
@@ -148,12 +151,19 @@ def records(experiment: str | None = None) -> pd.DataFrame:
 
 
 def read_lines(file: Path) -> list[dict]:
+    """The records of a file.
+
+    Raises:
+        ValueError: a damaged line, with its file and number.
+    """
     lines = []
-    for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], 1):
+    for number, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], 1):
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: damaged record ({error})") from error
+            for part in ("key", "config", "metrics"):
+                lines[-1][part]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}:{number}: damaged record ({error!r})") from error
     return lines
 
 
