@@ -146,11 +146,13 @@ def draw_masks(
     _check_choice("strategy", strategy, STRATEGIES)
     _check_count("batch", batch)
     _check_grid(grid)
-    for ratio in ratio_range:
-        _check_ratio("ratio_range", ratio)
+    if len(ratio_range) != 2 or not 0 <= ratio_range[0] <= ratio_range[1] < 1:
+        raise ValueError(f"ratio_range: got {ratio_range!r}, accepts (low, high) with 0 <= low <= high < 1")
+    _check_ratio("probability", probability, top=True)
     tokens, where = grid[0] * grid[1], _device_of(generator)
-    if needs_attention(strategy) and (attention is None or attention.shape != (batch, tokens)):
-        got = None if attention is None else tuple(attention.shape)
+    fits = attention is not None and attention.shape == (batch, tokens) and attention.is_floating_point()
+    if needs_attention(strategy) and not fits:
+        got = None if attention is None else f"{attention.dtype} of shape {tuple(attention.shape)}"
         raise ValueError(f"attention: got {got}, {strategy} accepts floats of shape {(batch, tokens)}")
 
     low, high = (0.75, 0.75) if strategy == "random75" else ratio_range

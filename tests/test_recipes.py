@@ -54,7 +54,7 @@ def smoke(**settings) -> recipes.Entry:
         ({"seed": False}, "seed: got False, accepts int"),
         ({"compile": "yes"}, "compile: got 'yes', accepts bool"),
         ({"arch": 5}, "arch: got 5, accepts str"),
-        ({"mask_ratio": 0.3}, "mask_ratio: got 0.3, accepts list"),
+        ({"mask_ratio": 0.3}, "mask_ratio: got 0.3, accepts a list"),
         ({"batch_size": 0}, "batch_size"),
         ({"masking": "none"}, "masking: got 'none', method ibot accepts"),
         ({"method": "dino"}, "masking: got 'attmask_high', method dino accepts none"),

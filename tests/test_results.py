@@ -210,7 +210,7 @@ def test_the_largest_scale_that_has_evidence_counts():
     small, paper = pairs([50.0, 52.0, 51.0], [40.0, 41.0, 40.0]), pairs([49.7], [46.7], scale="paper")
     assert judge(small + paper).scale == "paper" and judge(small + paper).verdict == "inconclusive"
     smoke = pairs([10.0] * 4, [20.0] * 4, scale="smoke")
-    assert judge(small + smoke).scale == "small" and judge(smoke).scale == "smoke"
+    assert judge(small + smoke).scale == "small" and judge(smoke).verdict == "not run"
     assert judge(small + [record("block", 0, 46.7, scale="paper")]).scale == "small"  # a scale without a pair has none
 
 
@@ -274,7 +274,7 @@ class Config:
 
 
 def finished(seed: int = 0) -> Run:
-    run = open_run("smoke/toy", "strategies", Config(seed=seed))
+    run = open_run("small/toy", "strategies", Config(seed=seed))
     with run.lock():
         run.save_encoder(nn.Linear(2, 2))
         run.finish({"knn": 10.0 + seed}, seconds=1.26, data={"train": "a"}, device=torch.device("cpu"))
@@ -282,10 +282,10 @@ def finished(seed: int = 0) -> Run:
 
 
 def test_a_runs_key_follows_its_configuration_alone(store):
-    one = open_run("smoke/toy", "strategies", Config())
+    one = open_run("small/toy", "strategies", Config())
     assert one.key == open_run("smoke/other", "methods", Config()).key == Run("x/y", "z", {"sizes": [1, 2], "lr": 0.1, "seed": 0}).key
-    assert len({open_run("smoke/toy", "s", c).key for c in (Config(), Config(seed=1), Config(lr=0.2), Config(sizes=(2, 1)))}) == 4
-    assert one.folder == store / "runs" / f"smoke/toy-{one.key}" and not one.folder.exists()
+    assert len({open_run("small/toy", "s", c).key for c in (Config(), Config(seed=1), Config(lr=0.2), Config(sizes=(2, 1)))}) == 4
+    assert one.folder == store / "runs" / f"small/toy-{one.key}" and not one.folder.exists()
 
 
 def test_the_key_of_an_entry_is_that_of_its_values():
@@ -307,9 +307,9 @@ def test_a_finished_run_has_figures_and_provenance(store):
 
 
 def test_a_run_that_is_not_finished_says_so(store):
-    run = open_run("smoke/toy", "strategies", Config())
+    run = open_run("small/toy", "strategies", Config())
     assert not run.finished and run.log().empty
-    with pytest.raises(ValueError, match="the run is not finished; train it with python -m lib.train smoke/toy"):
+    with pytest.raises(ValueError, match="the run is not finished; train it with python -m lib.train small/toy"):
         run.result()
     with pytest.raises(ValueError, match="encoder.safetensors: missing or damaged weights"):
         run.encoder_weights()
@@ -337,20 +337,25 @@ def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
         finished()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    run = open_run("smoke/toy", "strategies", Config())
+    run = open_run("small/toy", "strategies", Config())
     assert run.folder.is_dir() and not run.finished
     assert finished().finished
 
 
 def test_a_run_is_recorded_once(store):
     file = finished().record()
-    assert file == store / "records" / "smoke" / "strategies.jsonl"
+    assert file == store / "records" / "small" / "strategies.jsonl"
     finished().record()
     finished(seed=1).record()
     assert len(file.read_text().splitlines()) == 2
     table = records("strategies")
-    assert list(table["metrics.knn"]) == [10.0, 11.0] and list(table["config.seed"]) == [0, 1] and set(table.scale) == {"smoke"}
+    assert list(table["metrics.knn"]) == [10.0, 11.0] and list(table["config.seed"]) == [0, 1] and set(table.scale) == {"small"}
     assert len(records()) == 2 and records("fractions").empty
+
+
+def test_smoke_runs_are_no_evidence(store):
+    with pytest.raises(ValueError, match="record: smoke/ibot shows a mechanism"):
+        open_run("smoke/ibot", "strategies", Config()).record()
 
 
 def test_processes_that_record_at_once_lose_no_line_and_write_none_twice(store):
@@ -361,10 +366,10 @@ def test_processes_that_record_at_once_lose_no_line_and_write_none_twice(store):
         pids.append(os.fork())
         if not pids[-1]:
             for seed in range(3):
-                open_run("smoke/toy", "strategies", Config(seed=seed)).record()
+                open_run("small/toy", "strategies", Config(seed=seed)).record()
             os._exit(0)
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
-    lines = [json.loads(line)["key"] for line in (store / "records/smoke/strategies.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["key"] for line in (store / "records/small/strategies.jsonl").read_text().splitlines()]
     assert len(lines) == len(set(lines)) == 3
 
 

@@ -105,10 +105,12 @@ class IBOTLoss(DINOLoss):
         Raises:
             ValueError: shapes that do not fit.
         """
-        if student_patches.shape != teacher_patches.shape or student_patches.shape[-1] != len(self.patch_center):
+        _check_views(student_cls, teacher_cls, self.center)
+        batch, width, shape = teacher_cls.shape[1], len(self.patch_center), student_patches.shape
+        if shape != teacher_patches.shape or len(shape) != 4 or (shape[0], shape[1], shape[3]) != (2, batch, width):
             raise ValueError(
                 f"student_patches: got {tuple(student_patches.shape)} beside teacher_patches {tuple(teacher_patches.shape)}, "
-                f"accepts two [2, B, N, {len(self.patch_center)}]"
+                f"accepts two [2, {batch}, N, {width}]"
             )
         if masks.dtype != torch.bool or masks.shape != student_patches.shape[:3]:
             raise ValueError(
@@ -150,11 +152,11 @@ class IBOTLoss(DINOLoss):
         _check_views(student_cls, teacher_cls, self.center)
         cls = self.cross_entropy(student_cls, teacher_cls, teacher_temp)
         masked_in_image = masks.sum(-1, keepdim=True).clamp(min=1)  # [2, B, 1]
-        weights = (1.0 / masked_in_image).expand(masks.shape)[masks]  # [M]
+        counts = masked_in_image.expand(masks.shape)[masks]  # [M]
         targets = sharpen(teacher_masked, self.patch_center, teacher_patch_temp)  # [M, P]
         logits = at_least_float32(student_masked) / self.student_temp
         entropy = F.cross_entropy(logits, targets, reduction="none")  # [M]
-        patch = (entropy * weights).sum() / (masks.shape[0] * masks.shape[1])
+        patch = (entropy / counts).sum() / (masks.shape[0] * masks.shape[1])
         update_center(self.center, teacher_cls.flatten(0, 1).mean(0), self.center_momentum)
         update_center(self.patch_center, teacher_patch_mean, self.patch_center_momentum)
         return {"cls": cls, "patch": patch, "total": cls + patch}

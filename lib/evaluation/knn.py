@@ -9,7 +9,7 @@ from torch import Tensor
 
 FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples a class -> k
 DRAWS = 5  # disjoint draws of few examples
-BLOCK_ELEMENTS = 2**25  # similarities held at a time: 128 MiB in float32
+BLOCK_ELEMENTS = 2**24  # similarities held at a time: 128 MiB in float64
 
 
 def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20, temperature: float = 0.07, num_classes: int) -> Tensor:
@@ -46,7 +46,7 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
     k = min(k, len(train_x))
     queries = max(1, min(1024, BLOCK_ELEMENTS // num_classes))
     rows = max(k, BLOCK_ELEMENTS // queries)
-    test_x = F.normalize(test_x, dim=1)
+    test_x = F.normalize(test_x.double(), dim=1)
     predictions = []
     for query in test_x.split(queries):
         similarity, index = _nearest(train_x, query, k, rows)
@@ -64,8 +64,9 @@ def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor,
     best = torch.empty(len(query), 0, dtype=query.dtype, device=query.device)
     index = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     for start in range(0, len(train_x), rows):
-        block = F.normalize(train_x[start : start + rows], dim=1)
-        values, places = _top(query @ block.T, min(k, len(block)))
+        block = F.normalize(train_x[start : start + rows].double(), dim=1)
+        # Rounded, so that copies of a vector are equally near whatever the order of a matrix product's sums.
+        values, places = _top((query @ block.T).round_(decimals=12), min(k, len(block)))
         # Earlier blocks come first, so a stable sort leaves ties in the order of their index.
         values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
         index = torch.cat([index, places + start], 1).gather(1, order)[:, :k]

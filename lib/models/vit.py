@@ -5,7 +5,7 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 # Small networks for small images; everything else is timm's.
@@ -49,7 +49,7 @@ class ViT(VisionTransformer):
             ValueError: images or a mask of the wrong shape, or a mask for a network without a mask embedding.
         """
         patch = self.patch_embed.patch_size
-        if images.ndim != 4 or images.shape[2] % patch[0] or images.shape[3] % patch[1]:
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch[0] or images.shape[3] % patch[1]:
             raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w] with sides divisible by {patch}")
         x = self.patch_embed(images)  # [B, H, W, D]
         grid = (x.shape[1], x.shape[2])
@@ -127,10 +127,11 @@ def create_model(
     if arch in SMALL:
         model = ViT(**SMALL[arch], patch_size=patch_size or 8, **options)
     else:
-        if not timm.is_model(arch):
+        if not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, {"vision_transformer", "deit"}):
             raise ValueError(f"arch: got {arch!r}, accepts {', '.join(SMALL)} or a timm Vision Transformer such as vit_small_patch16_224")
         model = timm.create_model(arch, **options, **({} if patch_size is None else dict(patch_size=patch_size)))
-        if type(model) is not VisionTransformer or model.cls_token is None or model.attn_pool is not None:
+        plain = type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention
+        if not plain or model.cls_token is None or model.attn_pool is not None or model.global_pool != "token":
             raise ValueError(f"arch: got {arch!r}, a {type(model).__name__}; accepts a timm VisionTransformer with a class token")
         model.__class__ = ViT  # the same parameters and layers; only `features` and `forward` are ours
     if mask_token:

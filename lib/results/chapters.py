@@ -34,12 +34,15 @@ def write(source: Path) -> Path:
         The notebook.
     """
     import papermill
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     folder = paths.NOTEBOOKS / "solutions" if source.stem.endswith("_solutions") else paths.NOTEBOOKS
     target = folder / f"{source.stem}.ipynb"
     run = [sys.executable, "-m"]
     subprocess.run([*run, "jupytext", "--quiet", "--to", "ipynb", "--update", "--output", str(target), str(source)], check=True)
     papermill.execute_notebook(str(target), str(target), cwd=str(folder), progress_bar=False)
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(target, as_version=4), {})  # of a progress bar, its end
+    nbformat.write(notebook, target)
     keep = ["--keep-output", "--keep-count", "--keep-id"]
     subprocess.run([*run, "nbstripout", *keep, "--extra-keys", TRACES, str(target)], check=True)
     return target

@@ -123,8 +123,10 @@ class Run:
         if self.scale == "smoke":
             raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
         file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
-        if self.key not in {line["key"] for line in read_lines(file)}:
-            append_line(file, self.result())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if self.key not in {line["key"] for line in read_lines(file)}:
+                append_line(file, self.result())
         return file
 
 
@@ -168,8 +170,9 @@ def read_lines(file: Path) -> list[dict]:
 
 
 def append_line(file: Path, line: dict) -> None:
+    """Add a record to a file in one write."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"), open(file, "a") as stream:
+    with open(file, "a") as stream:
         stream.write(json.dumps(line) + "\n")
 
 
