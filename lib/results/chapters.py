@@ -34,18 +34,27 @@ def write(source: Path) -> Path:
         The notebook.
     """
     import papermill
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     folder = paths.NOTEBOOKS / "solutions" if source.stem.endswith("_solutions") else paths.NOTEBOOKS
     target = folder / f"{source.stem}.ipynb"
     run = [sys.executable, "-m"]
     subprocess.run([*run, "jupytext", "--quiet", "--to", "ipynb", "--update", "--output", str(target), str(source)], check=True)
     papermill.execute_notebook(str(target), str(target), cwd=str(folder), progress_bar=False)
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(target, as_version=4), {})  # of a progress bar, its end
-    nbformat.write(notebook, target)
+    drop_progress(target)
     keep = ["--keep-output", "--keep-count", "--keep-id"]
     subprocess.run([*run, "nbstripout", *keep, "--extra-keys", TRACES, str(target)], check=True)
     return target
+
+
+def drop_progress(file: Path) -> None:
+    """Take the progress bars out of a notebook's outputs: they are for whoever waits, and differ from run to run."""
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        bars = [o for o in outputs if o.get("name") == "stderr" and ("%|" in o.text or not o.text.strip())]
+        if bars:
+            cell.outputs = [o for o in outputs if o not in bars]
+    nbformat.write(notebook, file)
 
 
 def main() -> None:

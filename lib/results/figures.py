@@ -107,4 +107,4 @@ def verdict_table(*identities: str) -> pd.DataFrame:
     low, high = chosen.gap_low.round(2), chosen.gap_high.round(2)
     text = [f"[{a:.2f}, {b:.2f}]" if np.isfinite(a) else "" for a, b in zip(low, high)]
     table = pd.DataFrame({"paper's gap": chosen.paper_gap.round(2), "our gap": chosen.gap_mean.round(2), "95% interval": text})
-    return table.assign(seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict).fillna("")
+    return table.assign(seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict).astype(object).fillna("")

@@ -85,7 +85,7 @@ chapters()
 from lib.results import claims
 
 table = claims().set_index("id")
-table[["text", "metric", "paper_gap"]].round(2).fillna("")
+table[["text", "metric", "paper_gap"]].round(2).astype(object).fillna("")
 
 # %% [markdown]
 # ## The dashboard

@@ -187,7 +187,7 @@ rows = {"ours, live": {"k-NN": live.metrics["knn"], "untrained k-NN": live.metri
 for name, line in recorded("strategies", masking=masking).iterrows():
     rows[f"ours, recorded ({name})"] = {"k-NN": line.knn, "untrained k-NN": line.untrained_knn, "data": line.data}
 rows["paper, ViT-S/16"] = {"k-NN": paper_table("attmask", "strategies").loc[masking, "imagenet_knn"], "data": "ImageNet-1k, 20%"}
-pd.DataFrame(rows).T.rename_axis(NAMES[masking]).fillna("").map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
+pd.DataFrame(rows).T.rename_axis(NAMES[masking]).astype(object).fillna("").map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
 
 # %% tags=["nbval-ignore-output"]
 verdict_table("attmask-1", "attmask-10")
