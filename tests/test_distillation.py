@@ -10,7 +10,18 @@ from lib.distillation import DINOLoss, IBOTLoss
 from lib.distillation.methods import Distillation
 from lib.train import configure
 
-SMALL = dict(global_size=32, local_size=16, out_dim=24, hidden_dim=32, bottleneck_dim=12, epochs=2, mask_probability=0.7, drop_path=0.0)
+SMALL = dict(
+    teacher_temp=[0.04, 0.07],
+    teacher_temp_epochs=2,
+    global_size=32,
+    local_size=16,
+    out_dim=24,
+    hidden_dim=32,
+    bottleneck_dim=12,
+    epochs=2,
+    mask_probability=0.7,
+    drop_path=0.0,
+)
 BATCH, STEPS = 3, 8  # four steps an epoch
 
 
