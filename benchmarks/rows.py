@@ -16,7 +16,7 @@ from lib.training import clip_each, make_optimizer, seed_step
 STEP = dict(
     arch="vit_tiny_patch16_224",
     patch_size=16,
-    global_size=224,
+    train_size=224,
     local_size=96,
     local_crops=6,
     out_dim=8192,

@@ -115,7 +115,7 @@ def default_device() -> torch.device:
 def load_encoder(found: Run, device="cpu") -> nn.Module:
     """The network that a finished run has trained, in evaluation mode."""
     config = found.config
-    encoder = create_model(config["arch"], img_size=config["global_size"], patch_size=config["patch_size"])
+    encoder = create_model(config["arch"], img_size=config["train_size"], patch_size=config["patch_size"])
     encoder.load_state_dict(found.encoder_weights())
     return encoder.to(device).eval()
 

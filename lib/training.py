@@ -31,6 +31,7 @@ class TrainingConfig:
     data: str  # a card in data_cards/
     fraction: float  # of each class's training images
     canvas: int  # pixels a side of the decoded images
+    train_size: int  # pixels a side of the images that are trained on; of multi-crop, the global ones
     eval_size: int  # pixels a side of the images that are evaluated
     eval_crop: float  # evaluated part of the image, of its shorter side
     seed: int
@@ -44,6 +45,11 @@ class TrainingConfig:
     clip: float  # bound of each parameter's gradient norm; 0 is none
     precision: str  # float32, or bfloat16 for autocast where the device profits
     compile: bool  # torch.compile
+    arch: str  # a name that lib.models.create_model accepts
+    patch_size: int  # pixels; of Vision Transformers
+    drop_path: float  # probability, at the last block
+    pooling: str  # a name of lib.pooling.pooling_names(); none is the network's own
+    gamma: float  # of SimPool
     knn_epochs: int  # epochs between k-NN evaluations; 0 is at the end only
     knn_k: list[int]  # neighbours
     checkpoint_steps: int  # steps between checkpoints

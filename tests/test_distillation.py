@@ -13,7 +13,7 @@ from lib.train import configure
 SMALL = dict(
     teacher_temp=[0.04, 0.07],
     teacher_temp_epochs=2,
-    global_size=32,
+    train_size=32,
     local_size=16,
     out_dim=24,
     hidden_dim=32,

@@ -273,7 +273,7 @@ def test_a_network_without_mask_embedding_refuses_masks():
 
 def test_compiled_blocks_give_the_same_loss():
     """The block before the last is captured and differentiated as a graph; no code is generated, which would take a minute."""
-    small = dict(local_crops=0, out_dim=16, hidden_dim=16, bottleneck_dim=8, global_size=16, mask_probability=1.0, mask_ratio=[0.5, 0.5])
+    small = dict(local_crops=0, out_dim=16, hidden_dim=16, bottleneck_dim=8, train_size=16, mask_probability=1.0, mask_ratio=[0.5, 0.5])
     torch.manual_seed(0)
     learner = Distillation(configure(recipes.entry("smoke/ibot"), small | dict(drop_path=0.0)), 4)
     for network in (learner.student, learner.teacher):

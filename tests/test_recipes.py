@@ -25,7 +25,7 @@ def test_every_entry_is_complete_and_says_what_it_is(name):
         if field.type is float:
             assert type(getattr(config, field.name)) is float
     assert 0 < config.fraction <= 1 and config.lr > config.lr_final and config.weight_decay <= config.weight_decay_final
-    assert config.global_size % config.patch_size == config.local_size % config.patch_size == 0
+    assert config.train_size % config.patch_size == config.local_size % config.patch_size == 0
 
 
 def test_configurations_have_no_defaults():
@@ -149,7 +149,7 @@ def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
 # ---- the papers' settings ---------------------------------------------------------------------------------------------
 
 PUBLISHED = dict(
-    data="imagenet-1k", arch="vit_small_patch16_224", patch_size=16, global_size=224, local_size=96, global_scale=[0.25, 1.0],
+    data="imagenet-1k", arch="vit_small_patch16_224", patch_size=16, train_size=224, local_size=96, global_scale=[0.25, 1.0],
     local_scale=[0.05, 0.25], batch_size=240, epochs=100, lr=5e-4, lr_final=1e-6, warmup_epochs=10.0, weight_decay=0.04,
     weight_decay_final=0.4, clip=3.0, drop_path=0.1, hidden_dim=2048, bottleneck_dim=256, norm_last_layer=True, freeze_epochs=1,
     student_temp=0.1, teacher_temp=[0.04, 0.07], teacher_temp_epochs=30, center_momentum=0.9, mask_ratio=[0.1, 0.5],

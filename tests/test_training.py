@@ -38,7 +38,7 @@ from lib.training import (
 
 ENTRY = "smoke/ibot_brief"
 TINY = dict(
-    fraction=0.02, epochs=2, batch_size=8, canvas=32, eval_size=16, global_size=16, local_size=8, local_crops=1, patch_size=8,
+    fraction=0.02, epochs=2, batch_size=8, canvas=32, eval_size=16, train_size=16, local_size=8, local_crops=1, patch_size=8,
     out_dim=32, hidden_dim=32, bottleneck_dim=16, knn_epochs=1, knn_k=[1], checkpoint_steps=2, log_steps=3,
 )  # fmt: skip
 COMMAND = [ENTRY, *(f"{key}={value}" for key, value in TINY.items()), "--device=cpu"]

@@ -18,14 +18,10 @@ from lib.training import TrainingConfig
 class DistillationConfig(TrainingConfig):
     """Keys of a recipe entry with ``method: dino`` or ``method: ibot``."""
 
-    arch: str  # a name that lib.models.create_model accepts
-    patch_size: int  # pixels
-    drop_path: float  # of the student
     masking: str  # a strategy of lib.masking.STRATEGIES; none for DINO
     mask_ratio: list[float]  # bounds of the ratio r
     mask_probability: float  # that a global crop is masked at all
     share_ratio: bool  # one r a batch instead of one a crop
-    global_size: int  # pixels
     local_size: int  # pixels
     local_crops: int
     global_scale: list[float]  # area of a crop as a fraction of the image
@@ -60,7 +56,7 @@ class Distillation(nn.Module):
     def __init__(self, config: DistillationConfig, steps: int):
         super().__init__()
         self.config, self.steps_per_epoch = config, max(steps // config.epochs, 1)
-        network = dict(img_size=config.global_size, patch_size=config.patch_size)
+        network = dict(img_size=config.train_size, patch_size=config.patch_size)
         head = dict(hidden_dim=config.hidden_dim, bottleneck_dim=config.bottleneck_dim, norm_last_layer=config.norm_last_layer)
         self.student = create_model(config.arch, mask_token=config.method == "ibot", drop_path_rate=config.drop_path, **network)
         self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
@@ -77,7 +73,7 @@ class Distillation(nn.Module):
         self.momenta = cosine_schedule(config.momentum, 1.0, steps).tolist()
         self.temperatures = linear_then_constant(*config.teacher_temp, config.epochs, config.teacher_temp_epochs).tolist()
         self.global_views, self.local_views = multi_crop_recipe(
-            config.global_size, config.local_size, config.local_crops, config.global_scale, config.local_scale
+            config.train_size, config.local_size, config.local_crops, config.global_scale, config.local_scale
         )
 
     @property

@@ -41,7 +41,7 @@ def load_checkpoint(name: str, device="cpu") -> torch.nn.Module:
             weights = {key: stream.get_tensor(key).float() for key in stream.keys()}
     except Exception as error:
         raise ValueError(f"{file}: damaged checkpoint ({error})") from error
-    encoder = create_model(config["arch"], img_size=config["global_size"], patch_size=config["patch_size"])
+    encoder = create_model(config["arch"], img_size=config["train_size"], patch_size=config["patch_size"])
     encoder.load_state_dict(weights)
     return encoder.to(device).eval()
 
