@@ -1,6 +1,7 @@
 """Augmented views against torchvision's own, and what must not leak between images."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -99,10 +100,15 @@ def test_the_centre_view_keeps_the_aspect_ratio_of_the_original():
 
 # ---- augmentations ----------------------------------------------------------------------------------------------------
 
+
+def toned(change: int, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return views._tone(x, torch.full((len(x),), change), factor)
+
+
 CHANGES = {
-    "brightness": (views._brightness, reference.adjust_brightness, [0.6, 1.0, 1.4]),
-    "contrast": (views._contrast, reference.adjust_contrast, [0.6, 1.0, 1.4]),
-    "saturation": (views._saturation, reference.adjust_saturation, [0.8, 1.0, 1.2]),
+    "brightness": (partial(toned, 0), reference.adjust_brightness, [0.6, 1.0, 1.4]),
+    "contrast": (partial(toned, 1), reference.adjust_contrast, [0.6, 1.0, 1.4]),
+    "saturation": (partial(toned, 2), reference.adjust_saturation, [0.8, 1.0, 1.2]),
     "hue": (views._hue, reference.adjust_hue, [-0.1, 0.0, 0.37]),
 }
 

@@ -66,7 +66,7 @@ def make_views(
     check_images(images)
     draw = _Draw(len(images), generator, images.device)
     with torch.autocast(images.device.type, enabled=False):  # eight bits of an image do not survive bfloat16
-        pixels = images.float().div_(255)
+        pixels = _pixels(images)
         return [normalise(_augment(_crop(pixels, view, sizes, draw), view, draw)) for view in recipe]
 
 
@@ -89,12 +89,12 @@ def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor
     h, w = side / height * canvas, side / width * canvas
     rows = resize_matrix((canvas - h) / 2, h, canvas, size, cut=False)
     columns = resize_matrix((canvas - w) / 2, w, canvas, size, cut=False)
-    return normalise(separable(images.float().div_(255), rows, columns).clamp_(0, 1))
+    return normalise(separable(_pixels(images), rows, columns).clamp_(0, 1))
 
 
 def normalise(x: Tensor) -> Tensor:
     mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(3, 1, 1) for v in (MEAN, STD))
-    return (x - mean) / std
+    return ((x - mean) / std).contiguous()
 
 
 def denormalise(x: Tensor) -> Tensor:
@@ -108,15 +108,22 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images: got {images.dtype} of shape {tuple(images.shape)}, accepts uint8 of shape [B, 3, S, S] with B >= 1")
 
 
+def _pixels(images: Tensor) -> Tensor:
+    """uint8[B, 3, S, S] -> Float[B, 3, S, S] in [0, 1], with a row's channels side by side in memory."""
+    return images.transpose(1, 2).contiguous().float().div_(255).transpose(1, 2)
+
+
 # ---- resampling -------------------------------------------------------------------------------------------------------
 
 
 def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``rows[b] @ x[b, c] @ columns[b].T``: x [B, C, H, W], rows [B, h, H], columns [B, w, W] -> [B, C, h, w]."""
+    """``rows[b] @ x[b, c] @ columns[b].T``: x [B, C, H, W], rows [B, h, H], columns [B, w, W] -> [B, C, h, w].
+
+    Both are single batched products where x lies in memory as [B, H, C, W], see ``_pixels``; so does the result.
+    """
     batch, channels, height, width = x.shape
-    # columns first, as one product over all rows of all channels
-    x = torch.bmm(x.reshape(batch, channels * height, width), columns.mT).view(batch, channels, height, -1)
-    return rows[:, None] @ x
+    x = torch.bmm(x.transpose(1, 2).reshape(batch, height * channels, width), columns.mT).view(batch, height, -1)
+    return torch.bmm(rows, x).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
 
 
 def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: Tensor | None = None, *, cut: bool = True) -> Tensor:
@@ -133,26 +140,33 @@ def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: T
     Returns:
         Float[B, size, canvas]; rows sum to 1.
     """
-    scale = (length / size)[:, None, None]
-    support = scale.clamp(min=1.0)
-    centers = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # [B, size, 1]
+    scale = length / size
+    support = scale.clamp(min=1.0)[:, None]
+    places = (torch.arange(size, device=start.device) + 0.5).expand(len(start), -1)
+    if flip is not None:
+        places = torch.where(flip[:, None], size - places, places)
+    centers = start[:, None] + places * scale[:, None]  # [B, size]
     pixels = torch.arange(canvas, device=start.device) + 0.5  # [canvas]
-    distance = ((pixels - centers) / support).abs()
-    near = (1.5 * distance - 2.5) * distance.square() + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    distance = ((pixels / support)[:, None, :] - (centers / support)[:, :, None]).abs_()  # [B, size, canvas]
+    # With t = max(2 - d, 0) and s = max(1 - d, 0), Keys' kernel is t^2 (t - 1) / 2 + s^2 (1 - 2 s).
+    t = distance.neg_().add_(2).clamp_(min=0)
+    s = t - 1
+    weights = t.square_().mul_(s).mul_(0.5)
+    s.clamp_(min=0)
+    squared = s * s
+    weights.add_(squared).addcmul_(squared, s, value=-2)
     if cut:
-        weights = weights * ((pixels >= start[:, None, None].floor()) & (pixels <= (start + length)[:, None, None].ceil()))
-    weights = weights / weights.sum(-1, keepdim=True)
-    return weights if flip is None else torch.where(flip[:, None, None], weights.flip(1), weights)
+        inside = (pixels >= start[:, None].floor()) & (pixels <= (start + length)[:, None].ceil())  # [B, canvas]
+        weights.mul_(inside[:, None, :])
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """Gaussian weights: sigma Float[B] in pixels -> Float[B, size, size]; rows sum to 1, edges lean inwards."""
-    offsets = torch.arange(size, device=sigma.device)
-    squared = (offsets[:, None] - offsets).square()
-    weights = torch.exp(-0.5 * squared / sigma.square()[:, None, None])
-    return weights / weights.sum(-1, keepdim=True)
+    offsets = torch.arange(1 - size, size, device=sigma.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())  # [B, 2 size - 1]
+    weights = kernel.unfold(1, size, 1).flip(1)  # a row sees the kernel from its own pixel on
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 # ---- augmentations ----------------------------------------------------------------------------------------------------
@@ -211,14 +225,18 @@ def _augment(x: Tensor, view: View, draw: _Draw) -> Tensor:
 
 
 def _colour_jitter(x: Tensor, view: View, draw: _Draw) -> Tensor:
-    """Brightness, contrast, saturation and hue by factors of each image's own, in an order of its own."""
+    """Brightness, contrast, saturation and hue by factors of each image's own, in an order of its own, in place."""
     *strengths, hue = view.jitter
-    factors = [draw.uniform(max(0.0, 1 - v), 1 + v) for v in strengths] + [draw.uniform(-hue, hue)]
+    factors = torch.stack([draw.uniform(max(0.0, 1 - v), 1 + v) for v in strengths])  # [3, B]
+    shifts = draw.uniform(-hue, hue)
     applied = draw.chance(view.jitter_probability)
-    order = torch.stack([draw.uniform() for _ in range(4)]).argsort(0)  # [4, B]
+    order = torch.stack([draw.uniform() for _ in strengths]).argsort(0)  # [3, B]: which change comes first, second, third
+    factors = torch.where(applied, factors.gather(0, order), 1.0)
+    turn = draw.uniform(0, 4).long()  # the hue comes before the first, second or third of them, or last
     for place in range(4):
-        for i, change in enumerate((_brightness, _contrast, _saturation, _hue)):
-            x = _on(x, applied & (order[place] == i), change, factors[i])
+        x = _on(x, applied & (turn == place), _hue, shifts)
+        if place < 3:
+            x = _tone(x, order[place], factors[place])
     return x
 
 
@@ -226,8 +244,8 @@ def _on(x: Tensor, chosen: Tensor, change, amount: Tensor | None = None) -> Tens
     """Replace the chosen images by ``change`` of them, in place; ``amount`` [B] gives it a number for each image."""
     indices = chosen.nonzero().squeeze(1)
     if len(indices):
-        changed = change(x[indices]) if amount is None else change(x[indices], amount[indices].view(-1, 1, 1, 1))
-        x.index_copy_(0, indices, changed)
+        part = x.index_select(0, indices)
+        x.index_copy_(0, indices, change(part) if amount is None else change(part, amount[indices].view(-1, 1, 1, 1)))
     return x
 
 
@@ -237,37 +255,33 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    return GREY[0] * x[:, :1] + GREY[1] * x[:, 1:2] + GREY[2] * x[:, 2:]
+    return (GREY[0] * x[:, :1]).add_(x[:, 1:2], alpha=GREY[1]).add_(x[:, 2:], alpha=GREY[2])
 
 
-def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp_(0, 1)
+def _tone(x: Tensor, change: Tensor, factor: Tensor) -> Tensor:
+    """Change the brightness (0), contrast (1) or saturation (2) of each image [B, 3, h, w], in place.
 
-
-def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_luma(x).mean((1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
-
-
-def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_luma(x), x, factor).clamp_(0, 1)
+    All three mix it with something: with black, with its mean grey, with its own grey. ``change`` Int[B], ``factor`` Float[B].
+    """
+    change, factor = change.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
+    grey = _luma(x)
+    mean = grey.mean((2, 3), keepdim=True)
+    other = (grey * (change == 2)).add_(mean * (change == 1))
+    return torch.lerp(other, x, factor, out=x).clamp_(0, 1)
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
     """Rotate the hue of HSV by ``shift`` turns.
 
-    With value v, chroma c and hue h in sixths of a turn, a channel is v - c * clamp(min(k, 4 - k), 0, 1) where
-    k = (n + h) mod 6 and n = 5, 3, 1 for red, green, blue.
+    With hue h in [0, 6), the channels are low + chroma * clamp(w, 0, 1), w being |h - 3| - 1 for red, 2 - |h - 2| for green and
+    2 - |h - 4| for blue.
     """
     red, green, blue = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
-    scale = chroma.clamp(min=1e-8)
-    hue = torch.where(
-        value == red, (green - blue) / scale, torch.where(value == green, (blue - red) / scale + 2, (red - green) / scale + 4)
-    )
-    hue = hue + 6 * shift.view(-1, 1, 1)
-    channels = []
-    for n in (5, 3, 1):
-        k = (hue + n) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, 1)
+    is_red, is_green = value == red, value == green
+    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green)).div_(chroma.clamp(min=1e-8))
+    hue = hue.add_(torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))).div_(6).add_(shift.view(-1, 1, 1))
+    hue = hue.sub_(hue.floor()).mul_(6)
+    weights = (hue - 3).abs_().sub_(1), (hue - 2).abs_().neg_().add_(2), (hue - 4).abs_().neg_().add_(2)
+    return torch.stack([torch.addcmul(low, chroma, weight.clamp_(0, 1)) for weight in weights], 1)
