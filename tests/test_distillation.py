@@ -82,11 +82,13 @@ def literal_step(made, temperature, seed=2):
     hidden = [made.student.features(view, mask) for view, mask in zip(views, masks)]
     locals_ = [made.student.features(view).cls for view in views[2:]]
     student_cls = torch.stack([made.student_head(x) for x in [h.cls for h in hidden] + locals_])
+    named = [student_cls[1 - q].argmax(-1) == (teacher_cls[q] - loss.center).argmax(-1) for q in (0, 1)]
+    agreement = torch.cat(named).float().mean()
     if settings.method == "dino":
-        return {"loss": loss(student_cls, teacher_cls, temperature)}, loss, masks
+        return {"loss": loss(student_cls, teacher_cls, temperature), "agreement": agreement}, loss, masks
     student_patches = torch.stack([made.student_head(h.patches) for h in hidden])
     losses = loss(student_cls, student_patches, teacher_cls, teacher_patches, masks, temperature, temperature)
-    return {"loss": losses["total"], "cls": losses["cls"], "patch": losses["patch"]}, loss, masks
+    return {"loss": losses["total"], "cls": losses["cls"], "patch": losses["patch"], "agreement": agreement}, loss, masks
 
 
 # ---- the step ---------------------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def test_every_strategy_hides_tokens_from_the_student_alone(strategy):
 
         network.features = watched
     losses = step_of(made)
-    assert set(losses) == {"loss", "cls", "patch"} and all(v.isfinite() for v in losses.values())
+    assert set(losses) == {"loss", "cls", "patch", "agreement"} and all(v.isfinite() for v in losses.values())
     torch.testing.assert_close(losses["loss"], losses["cls"] + losses["patch"])
     (whole, mask), (parts, none) = shown["student"]
     assert (whole, parts) == (2 * BATCH, 2 * BATCH) and none is None
@@ -158,7 +160,7 @@ def test_dino_has_no_masks():
     made = learner("smoke/dino")
     assert not hasattr(made.student, "masked_embed") and type(made.loss) is DINOLoss
     with mock.patch.object(masking, "draw_masks", side_effect=AssertionError):
-        assert set(step_of(made)) == {"loss", "cls"}
+        assert set(step_of(made)) == {"loss", "cls", "agreement"}
 
 
 def test_the_generator_alone_decides():

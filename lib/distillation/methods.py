@@ -85,7 +85,8 @@ class Distillation(nn.Module):
         """Losses of one step: images uint8[B, 3, S, S], sizes Int[B, 2]; ``labels`` are not looked at.
 
         Returns:
-            ``{"loss", …}``, scalars: the loss to descend and its parts.
+            ``{"loss", …}``, scalars: the loss to descend, its parts, and ``agreement``, the share of [CLS] targets of which the
+            student, on the other global view, names the same most likely prototype.
         """
         batch = len(images)
         views = make_views(images, self.global_views + self.local_views, sizes=sizes, generator=generator)
@@ -99,9 +100,10 @@ class Distillation(nn.Module):
         student = self.student.features(whole, masks)
         cls = [student.cls] if parts is None else [student.cls, self.student.features(parts).cls]
         student_cls = self.student_head(torch.cat(cls)).unflatten(0, (-1, batch))  # [V, B, K]
+        agreement = (student_cls[:2].argmax(-1).flip(0) == (teacher_cls - self.loss.center).argmax(-1)).float().mean()
         if masks is None:
             loss = self.loss(student_cls, teacher_cls, temperature)
-            return {"loss": loss, "cls": loss.detach()}
+            return {"loss": loss, "cls": loss.detach(), "agreement": agreement}
 
         # Only masked tokens count in the loss, so only they reach the last layer. The center is the mean over all tokens of a
         # bias-free linear layer's outputs, which is that layer's output of the mean.
@@ -114,7 +116,7 @@ class Distillation(nn.Module):
         losses = self.loss.of_masked(
             student_cls, student_masked, teacher_cls, teacher_masked, masks, teacher_mean, temperature, temperature
         )
-        return {"loss": losses["total"], "cls": losses["cls"].detach(), "patch": losses["patch"].detach()}
+        return {"loss": losses["total"], "cls": losses["cls"].detach(), "patch": losses["patch"].detach(), "agreement": agreement}
 
     def draw_masks(self, target, generator: torch.Generator) -> Tensor:
         """Bool[2B, N] for the global crops, from the teacher's ``Features`` of them."""

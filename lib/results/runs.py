@@ -136,7 +136,7 @@ def open_run(entry: str, experiment: str, config) -> Run:
 
 
 def records(experiment: str | None = None) -> pd.DataFrame:
-    """All records, a row a run: ``scale, experiment, key, seconds, device, …`` and columns ``config.*`` and ``metrics.*``.
+    """All records, a row a run: ``scale, experiment, command, key, seconds, device, …`` and columns ``config.*`` and ``metrics.*``.
 
     Raises:
         ValueError: a damaged line, with its file and number.
@@ -148,7 +148,8 @@ def records(experiment: str | None = None) -> pd.DataFrame:
             for line in lines.values():
                 flat = {f"{part}.{name}": value for part in ("config", "metrics") for name, value in line[part].items()}
                 rest = {name: value for name, value in line.items() if name not in ("config", "metrics")}
-                rows.append({"scale": file.parent.name, "experiment": file.stem, **rest, **flat})
+                command = f"python -m lib.train {line['entry']}" if "entry" in line else f"python -m benchmarks {line['config']['row']}"
+                rows.append({"scale": file.parent.name, "experiment": file.stem, "command": command, "seconds": None, **rest, **flat})
     return pd.DataFrame(rows)
 
 

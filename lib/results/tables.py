@@ -48,3 +48,14 @@ def knn_curves(experiment: str, strategies: list[str]) -> pd.DataFrame:
     for _, line in table[table.masking.isin(strategies)].iterrows():
         rows += [(line.setting, line.masking, line.seed, int(epoch), knn) for epoch, knn in line.knn_curve]
     return pd.DataFrame(rows, columns=["setting", "masking", "seed", "epoch", "k-NN, %"])
+
+
+def provenance(experiment: str | None = None) -> pd.DataFrame:
+    """How the records were made: a row a command, with the number of ``runs``, their mean ``minutes``, ``device`` and ``commits``."""
+    records = runs.records(experiment)
+    if records.empty:
+        return pd.DataFrame(columns=["experiment", "runs", "minutes", "device", "commits"])
+    grouped = records.groupby(["command", "experiment", "device"], sort=False)
+    table = pd.DataFrame({"runs": grouped.size(), "minutes": (grouped.seconds.mean() / 60).round(1).astype(object).fillna("")})
+    table["commits"] = grouped.commit.unique().map(", ".join)
+    return table.reset_index().set_index("command")

@@ -97,7 +97,7 @@ def _paired(records: pd.DataFrame, how: dict) -> np.ndarray:
     if records.empty or field not in records:
         return np.empty(0)
     shared = [c for c in records if c.startswith("config.") and c not in (field, "config.seed")]
-    setting = records[[*shared, "device"]].astype(str).agg("|".join, axis=1)
+    setting = records[[*shared, "device"]].map(repr).agg("|".join, axis=1)
     best = np.empty(0)
     for _, group in records.groupby(setting, sort=False):
         scores = {name: part.set_index("config.seed") for name, part in group.groupby(field)}

@@ -67,27 +67,13 @@ verdict_table().join(claims().set_index("id").text)
 # %% [markdown]
 # ## The runs behind them
 #
-# Each line was measured, with the commit of the sources (a `+` means that they were changed since). `python -m lib.train ENTRY
-# key=value …` repeats it.
+# Each line is a group of runs that differ in their seeds and in what their experiment compares; a `+` behind a commit means that the
+# sources were changed since. The command trains one of them again.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.runs import records
+from lib.results.tables import provenance
 
-everything = records(experiment or None)
-columns = {
-    "entry": "entry",
-    "config.masking": "masking",
-    "config.seed": "seed",
-    "metrics.knn": "k-NN",
-    "metrics.untrained_knn": "untrained",
-    "seconds": "seconds",
-    "device": "device",
-    "commit": "commit",
-}
-shown = (
-    everything.reindex(columns=list(columns)).rename(columns=columns) if len(everything) else pd.DataFrame(columns=list(columns.values()))
-)
-shown.round(1)
+provenance(experiment or None)
 
 # %% [markdown]
 # ## Coverage
