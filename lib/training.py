@@ -295,13 +295,13 @@ class _Processes:
     def __init__(self, learner: nn.Module, config: TrainingConfig):
         self.learner, self.rank, self.count = learner, 0, int(os.environ.get("WORLD_SIZE", 1))
         if self.count > 1:
+            if config.batch_size % self.count:
+                raise ValueError(f"batch_size: got {config.batch_size}, {self.count} processes accept a multiple of {self.count}")
             from accelerate import Accelerator, InitProcessGroupKwargs
 
             # The others wait while the first one evaluates.
             patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
             accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu", kwargs_handlers=[patience])
-            if config.batch_size % self.count:
-                raise ValueError(f"batch_size: got {config.batch_size}, {self.count} processes accept a multiple of {self.count}")
             self.learner, self.rank = accelerator.prepare_model(learner), accelerator.process_index
 
     def any(self, flag: bool) -> bool:
