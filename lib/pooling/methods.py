@@ -1,0 +1,491 @@
+"""The talk's landscape: each pooling method as the parts that it declares of the one algorithm (``lib.pooling.framework``).
+
+The order and the groups are the table's: simple functions of the features, clustering, re-weighting of the features,
+transformers; SimPool, the fifth group, has a file of its own. Where timm has a method's layers, they are timm's.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import SqueezeExcite
+from timm.layers.conv_bn_act import ConvNormAct
+from timm.models.cait import LayerScaleBlockClassAttn
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from lib.pooling.framework import (
+    Exponential,
+    Pooling,
+    Power,
+    Variables,
+    average,
+    current,
+    dot_product,
+    features,
+    learned,
+    merge_heads,
+    negative_distance,
+    over_tokens,
+    part,
+    pooled_values,
+    split_heads,
+    uniform,
+    weighted_sum,
+)
+
+# ---- group 1: simple functions ----------------------------------------------------------------------------------------
+
+
+class GAP(Pooling, name="gap"):
+    """Global average pooling."""
+
+    group, category_level = 1, True
+    h, phi_V, f, phi_U = uniform, features, weighted_sum, pooled_values
+
+
+class Max(Pooling, name="max"):
+    """The largest value of each channel."""
+
+    group = 1
+    phi_V, phi_U = features, pooled_values
+
+    @part("1_p")
+    def h(self, t: Variables) -> Tensor:
+        return torch.ones_like(t.X[..., :1])
+
+    @part("f_-inf")
+    def f(self, t: Variables) -> Power:
+        return Power(math.inf)
+
+
+class GeM(Pooling, name="gem"):
+    """Generalised mean (Radenović et al., 2018) of the features' positive part.
+
+    Args:
+        dim: channels D.
+        gamma: the power; 1 is the average, infinity the maximum.
+        sums: sum the powers, as SimPool's released code does, instead of averaging them.
+    """
+
+    group = 1
+    phi_U = pooled_values
+
+    def __init__(self, dim: int, gamma: float = 2.0, *, sums: bool = False):
+        super().__init__(dim)
+        if not gamma > 0:
+            raise ValueError(f"gamma: got {gamma!r}, accepts a number above 0")
+        self.gamma, self.sums = float(gamma), sums
+
+    @part("1_p/p")
+    def h(self, t: Variables) -> Tensor:
+        return torch.ones_like(t.X[..., :1]) if self.sums else uniform(self, t)
+
+    @part("X")
+    def phi_V(self, t: Variables) -> Tensor:
+        return t.X.clamp(min=1e-6)
+
+    @part("f_alpha")
+    def f(self, t: Variables) -> Power:
+        return Power(self.gamma)
+
+
+class LSE(Pooling, name="lse"):
+    """Log-sum-exp (Pinheiro & Collobert, 2015), a smooth maximum whose sharpness tau is learned.
+
+    Args:
+        dim: channels D.
+        tau: sharpness at the start.
+    """
+
+    group, category_level = 1, True
+    h, phi_V, phi_U = uniform, features, pooled_values
+
+    def __init__(self, dim: int, tau: float = 10.0):
+        super().__init__(dim)
+        if not tau > 0:
+            raise ValueError(f"tau: got {tau!r}, accepts a number above 0")
+        self.tau = nn.Parameter(torch.tensor(float(tau)))
+
+    @part("exp(tau x)")
+    def f(self, t: Variables) -> Exponential:
+        return Exponential(self.tau)
+
+
+class HOW(Pooling, name="how"):
+    """Local descriptors weighted by their norm (Tolias et al., 2020).
+
+    Args:
+        dim: channels D.
+        squared: weight by squared norms (the definition) instead of norms (SimPool's released code).
+        normalise: let an image's weights sum to 1. The definition's do not; its method normalises the descriptor afterwards
+            instead, without which no classifier can be trained on top.
+    """
+
+    group = 1
+    f, phi_U = weighted_sum, pooled_values
+
+    def __init__(self, dim: int, *, squared: bool = True, normalise: bool = True):
+        super().__init__(dim)
+        self.squared, self.normalise = squared, normalise
+        self.fc = nn.Linear(dim, dim)
+
+    @part("diag(X^T X)")
+    def h(self, t: Variables) -> Tensor:
+        weights = t.X.square().sum(-1, keepdim=True)
+        weights = weights if self.squared else weights.clamp(min=1e-12).sqrt()
+        return weights / weights.sum(1, keepdim=True).clamp(min=1e-12) if self.normalise else weights
+
+    @part("FC(avg_3(X))")
+    def phi_V(self, t: Variables) -> Tensor:
+        smooth = F.avg_pool2d(t.as_map(t.X), 3, stride=1, padding=1, count_include_pad=False)
+        return self.fc(smooth.flatten(2).mT)
+
+
+# ---- group 2: clustering ----------------------------------------------------------------------------------------------
+
+
+class OTK(Pooling, name="otk"):
+    """Optimal transport kernel embedding (Mialon et al., 2021): tokens are transported to learned references.
+
+    Args:
+        dim: channels D.
+        k: references.
+        eps: entropic regularisation in units of D, that is of a squared distance of 1 in every channel.
+        iterations: of Sinkhorn's algorithm.
+    """
+
+    group, category_level, pooled_vectors = 2, True, "k"
+    U0, phi_Q, phi_K, s, f, phi_U = learned, current, features, negative_distance, weighted_sum, pooled_values
+
+    def __init__(self, dim: int, k: int = 3, *, eps: float = 1.0, iterations: int = 1):
+        super().__init__(dim)
+        _check_count("k", k)
+        _check_count("iterations", iterations)
+        if not eps > 0:
+            raise ValueError(f"eps: got {eps!r}, accepts a number above 0")
+        self.eps, self.sinkhorn = eps * dim, iterations
+        self.initial = nn.Parameter(torch.randn(k, dim))
+        self.psi = nn.Sequential(nn.Linear(dim, dim), nn.ReLU())
+
+    @part("Sinkhorn(exp(S/eps))")
+    def h(self, t: Variables) -> Tensor:
+        """Balanced so that tokens count alike, then references; columns sum to 1."""
+        logits = t.S.float() / self.eps
+        for _ in range(self.sinkhorn):
+            logits = logits.log_softmax(-1).log_softmax(-2)
+        return logits.exp().to(t.S.dtype)
+
+    @part("psi(X)")
+    def phi_V(self, t: Variables) -> Tensor:
+        return self.psi(t.X)
+
+
+class KMeans(Pooling, name="kmeans"):
+    """k-means over an image's tokens, from k of them drawn at random (in evaluation mode always the same places).
+
+    Args:
+        dim: channels D.
+        k: clusters; an image of fewer tokens starts with some of them twice.
+        iterations: of Lloyd's algorithm.
+    """
+
+    group, iterative, pooled_vectors = 2, True, "k"
+    phi_Q, phi_K, s, phi_V, f, phi_X = current, features, negative_distance, features, weighted_sum, features
+
+    def __init__(self, dim: int, k: int = 3, *, iterations: int = 5):
+        super().__init__(dim)
+        _check_count("k", k)
+        _check_count("iterations", iterations)
+        self.k, self.iterations = k, iterations
+
+    @part("random")
+    def U0(self, t: Variables) -> Tensor:
+        generator = None if self.training else torch.Generator().manual_seed(0)
+        places = torch.randperm(t.X.shape[1], generator=generator).repeat(-(-self.k // t.X.shape[1]))[: self.k]
+        return t.X[:, places.to(t.X.device)]
+
+    @part("eta_2(argmax_1(S))")
+    def h(self, t: Variables) -> Tensor:
+        """Each token counts for its nearest vector; columns sum to 1, or to 0 for a vector that is nobody's nearest."""
+        members = F.one_hot(t.S.argmax(-1), self.k).to(t.X.dtype)  # [B, N, k]
+        return members / members.sum(1, keepdim=True).clamp(min=1)
+
+    @part("Z")
+    def phi_U(self, t: Variables) -> Tensor:
+        return torch.where(t.A.sum(1).unsqueeze(-1) > 0, t.Z, t.U)  # nobody's vectors stay
+
+
+class Slot(Pooling, name="slot"):
+    """Slot attention (Locatello et al., 2020), with slots that start from learned vectors.
+
+    Args:
+        dim: channels D.
+        k: slots.
+        iterations: number of refinements.
+        compete: let slots compete for tokens, as in the original (softmax over slots, then normalised over tokens); the
+            talk's table simplifies this to a softmax over tokens.
+    """
+
+    group, category_level, iterative, simplified, pooled_vectors = 2, True, True, True, "k"
+    U0, s, f, phi_X = learned, dot_product, weighted_sum, features
+
+    def __init__(self, dim: int, k: int = 3, *, iterations: int = 3, compete: bool = False):
+        super().__init__(dim)
+        _check_count("k", k)
+        _check_count("iterations", iterations)
+        self.iterations, self.compete = iterations, compete
+        self.initial = nn.Parameter(torch.randn(k, dim) * dim**-0.5)
+        self.norm_x, self.norm_u, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.wq, self.wk, self.wv = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.gru = nn.GRUCell(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+
+    @part("W_Q U")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return self.wq(self.norm_u(t.U))
+
+    @part("W_K X")
+    def phi_K(self, t: Variables) -> Tensor:
+        return self.wk(self.norm_x(t.X))
+
+    @part("sigma_2(S/sqrt d)")
+    def h(self, t: Variables) -> Tensor:
+        scores = t.S * self.dim**-0.5
+        if not self.compete:
+            return over_tokens(scores)
+        shares = scores.softmax(-1) + 1e-8
+        return shares / shares.sum(-2, keepdim=True)
+
+    @part("W_V X")
+    def phi_V(self, t: Variables) -> Tensor:
+        return self.wv(self.norm_x(t.X))
+
+    @part("MLP(GRU(Z))")
+    def phi_U(self, t: Variables) -> Tensor:
+        slots = self.gru(t.Z.flatten(0, 1), t.U.flatten(0, 1)).view_as(t.U)
+        return slots + self.mlp(self.norm_mlp(slots))
+
+
+# ---- group 3: re-weighting of the features ------------------------------------------------------------------------------
+
+
+class SE(Pooling, name="se"):
+    """Squeeze and excitation (Hu et al., 2018): a gate for every channel.
+
+    Args:
+        dim: channels D.
+        reduction: of the channels, inside the gate.
+    """
+
+    group, category_level = 3, True
+    U0 = average
+
+    def __init__(self, dim: int, reduction: int = 16):
+        super().__init__(dim)
+        self.gates = _squeeze_excite(dim, reduction)
+
+    @part("sigma(MLP(U))")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return _channel_gate(self.gates, t.U)
+
+    @part("diag(q) X")
+    def phi_V(self, t: Variables) -> Tensor:
+        return t.Q * t.X
+
+    @part("V")
+    def phi_X(self, t: Variables) -> Tensor:
+        return t.V
+
+
+class GE(Pooling, name="ge"):
+    """Gather and excite (Hu et al., 2018) with parameters: a gate for every channel and place, from its neighbourhood.
+
+    Not in the talk's table, but among the methods that it compares.
+
+    Args:
+        dim: channels D.
+        extent: side of the neighbourhoods, a power of two.
+    """
+
+    def __init__(self, dim: int, extent: int = 2):
+        super().__init__(dim)
+        if extent < 2 or extent & (extent - 1):
+            raise ValueError(f"extent: got {extent!r}, accepts a power of two of at least 2")
+        layers = []
+        for _ in range(extent.bit_length() - 1):
+            layers += [nn.Conv2d(dim, dim, 3, stride=2, padding=1, groups=dim, bias=False), nn.BatchNorm2d(dim), nn.ReLU()]
+        self.gather = nn.Sequential(*layers[:-1])
+
+    @part("sigma(gather(X))")
+    def phi_Q(self, t: Variables) -> Tensor:
+        maps = t.as_map(t.X)
+        gates = F.interpolate(self.gather(maps), size=maps.shape[-2:])
+        return gates.sigmoid().flatten(2).mT  # [B, N, D]
+
+    @part("Q X")
+    def phi_V(self, t: Variables) -> Tensor:
+        return t.Q * t.X
+
+    @part("V")
+    def phi_X(self, t: Variables) -> Tensor:
+        return t.V
+
+
+class CBAM(Pooling, name="cbam"):
+    """Convolutional block attention (Woo et al., 2018): a gate for every channel, then one for every place.
+
+    As simplified in the talk's table: gates follow from averages alone. timm's ``CbamModule`` is the original.
+
+    Args:
+        dim: channels D.
+        reduction: of the channels, inside the gate.
+        kernel: side of the convolution over places, odd.
+    """
+
+    group, category_level, simplified = 3, True, True
+    U0, phi_K, s = average, features, dot_product
+
+    def __init__(self, dim: int, reduction: int = 16, *, kernel: int = 7):
+        super().__init__(dim)
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel: got {kernel!r}, accepts an odd number")
+        self.gates = _squeeze_excite(dim, reduction)
+        self.conv = ConvNormAct(1, 1, kernel, apply_act=False)
+
+    @part("sigma(MLP(U))")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return _channel_gate(self.gates, t.U)
+
+    @part("sigma(conv_7(S))")
+    def h(self, t: Variables) -> Tensor:
+        return self.conv(t.as_map(t.S)).sigmoid().flatten(2).mT
+
+    @part("diag(q) X")
+    def phi_V(self, t: Variables) -> Tensor:
+        return t.Q * t.X
+
+    @part("V diag(a)")
+    def phi_X(self, t: Variables) -> Tensor:
+        return t.A * t.V
+
+
+# ---- group 4: transformers --------------------------------------------------------------------------------------------
+
+
+class CLS(Pooling, name="cls"):
+    """The class token of a Vision Transformer (Dosovitskiy et al., 2021), in a block of its own on top of the features.
+
+    Args:
+        dim: channels D.
+        heads: number m of attention heads.
+        iterations: how often the block, with the same weights, is applied to token and features.
+    """
+
+    title, group, category_level, iterative, simplified = "ViT", 4, True, True, True
+    U0, s, f = learned, dot_product, weighted_sum
+
+    def __init__(self, dim: int, heads: int = 4, *, iterations: int = 1):
+        super().__init__(dim)
+        _check_heads(dim, heads)
+        _check_count("iterations", iterations)
+        self.heads, self.iterations = heads, iterations
+        self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+        self.block = Block(dim, heads, qkv_bias=True)
+
+    def _project(self, x: Tensor, which: int) -> Tensor:
+        part_of = slice(which * self.dim, (which + 1) * self.dim)
+        qkv = self.block.attn.qkv
+        return split_heads(F.linear(self.block.norm1(x), qkv.weight[part_of], qkv.bias[part_of]), self.heads)
+
+    @part("g_m(W_Q U)")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return self._project(t.U, 0)
+
+    @part("g_m(W_K X)")
+    def phi_K(self, t: Variables) -> Tensor:
+        return self._project(t.X, 1)
+
+    @part("sigma_2(S_i/sqrt d), m heads")
+    def h(self, t: Variables) -> Tensor:
+        return over_tokens(t.S * self.block.attn.scale)
+
+    @part("g_m(W_V X)")
+    def phi_V(self, t: Variables) -> Tensor:
+        return self._project(t.X, 2)
+
+    @part("MLP(MSA(X))")
+    def phi_X(self, t: Variables) -> Tensor:
+        return self.block(t.X)
+
+    @part("MLP(g_m^-1(Z))")
+    def phi_U(self, t: Variables) -> Tensor:
+        token = t.U + self.block.attn.proj(merge_heads(t.Z))
+        return token + self.block.mlp(self.block.norm2(token))
+
+
+class CaiT(Pooling, name="cait"):
+    """Class attention (Touvron et al., 2021): a class token that reads features that stay as they are.
+
+    Args:
+        dim: channels D.
+        heads: number m of attention heads.
+        iterations: how often the block, with the same weights, is applied.
+        layer_scale: of the block's branches, at the start.
+    """
+
+    title, group, category_level, iterative, simplified = "CaiT", 4, True, True, True
+    U0, s, f, phi_X = learned, dot_product, weighted_sum, features
+
+    def __init__(self, dim: int, heads: int = 4, *, iterations: int = 1, layer_scale: float = 1e-5):
+        super().__init__(dim)
+        _check_heads(dim, heads)
+        _check_count("iterations", iterations)
+        self.heads, self.iterations = heads, iterations
+        self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+        self.block = LayerScaleBlockClassAttn(dim, heads, qkv_bias=True, init_values=layer_scale)
+
+    @part("g_m(W_Q U)")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return split_heads(self.block.attn.q(self.block.norm1(t.U)), self.heads)
+
+    @part("g_m(W_K X)")
+    def phi_K(self, t: Variables) -> Tensor:
+        return split_heads(self.block.attn.k(self.block.norm1(t.X)), self.heads)
+
+    @part("sigma_2(S_i/sqrt d), m heads")
+    def h(self, t: Variables) -> Tensor:
+        return over_tokens(t.S * self.block.attn.scale)
+
+    @part("g_m(W_V X)")
+    def phi_V(self, t: Variables) -> Tensor:
+        return split_heads(self.block.attn.v(self.block.norm1(t.X)), self.heads)
+
+    @part("MLP(g_m^-1(Z))")
+    def phi_U(self, t: Variables) -> Tensor:
+        token = t.U + self.block.gamma_1 * self.block.attn.proj(merge_heads(t.Z))
+        return token + self.block.gamma_2 * self.block.mlp(self.block.norm2(token))
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _squeeze_excite(dim: int, reduction: int) -> nn.Module:
+    _check_count("reduction", reduction)
+    return SqueezeExcite(dim, rd_channels=max(dim // reduction, 1))
+
+
+def _channel_gate(gates: nn.Module, x: Tensor) -> Tensor:
+    """timm's gate of a pooled vector [B, 1, D], without its own pooling and multiplication."""
+    squeezed = gates.act(gates.bn(gates.fc1(x.mT.unsqueeze(-1))))  # [B, D / reduction, 1, 1]
+    return gates.gate(gates.fc2(squeezed)).squeeze(-1).mT
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, accepts a whole number of at least 1")
+
+
+def _check_heads(dim: int, heads: int) -> None:
+    if not isinstance(heads, int) or heads < 1 or dim % heads:
+        raise ValueError(f"heads: got {heads!r}, accepts divisors of dim = {dim}")
