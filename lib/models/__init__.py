@@ -1,6 +1,7 @@
 """Networks that give features and attention alike."""
 
+from lib.models.base import Features, Model
+from lib.models.factory import create_model
 from lib.models.heads import ProjectionHead
-from lib.models.vit import Features, create_model
 
-__all__ = ["Features", "ProjectionHead", "create_model"]
+__all__ = ["Features", "Model", "ProjectionHead", "create_model"]

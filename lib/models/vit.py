@@ -1,12 +1,11 @@
-"""timm's Vision Transformers that also take masks and give the class token's attention."""
+"""timm's Vision Transformers that also take masks, give the class token's attention, and pool by any method instead of it."""
 
-from typing import NamedTuple
-
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
+
+from lib.models.base import Features, Model
 
 # Small networks for small images; everything else is timm's.
 SMALL = {
@@ -15,24 +14,23 @@ SMALL = {
 }
 
 
-class Features(NamedTuple):
-    """What a network makes of images.
+class ViT(Model, VisionTransformer):
+    """timm's network with timm's parameter names, ``masked_embed`` [1, D] in students, and ``pooling`` instead of a class token.
 
-    cls: Float[B, D] pooled token, or None; patches: Float[B, N, D], row-major; grid: (H, W) with N = H W;
-    attention: Float[B, heads, N], of the pooled token over the patches (its softmax includes the token itself).
+    Attributes:
+        pooling: None pools by the class token, else a ``lib.pooling`` method.
+        norm_after: the pooling sees un-normalised tokens and its vector is normalised (self-supervised SimPool), instead of
+            the other way round (supervised).
+        released_positions: how positions are interpolated to other grids: as the papers' released code does it, with 0.1 added
+            to the new size, and for networks without a class token even where the grid is the same; else as timm does it.
     """
 
-    cls: Tensor | None
-    patches: Tensor
-    grid: tuple[int, int]
-    attention: Tensor | None
+    pooling: nn.Module | None = None
+    norm_after: bool = False
+    released_positions: bool = False
 
-
-class ViT(VisionTransformer):
-    """timm's network with timm's parameter names, plus ``masked_embed`` [1, D] in students."""
-
-    def features(self, images: Tensor, mask: Tensor | None = None) -> Features:
-        """Normalised last features, and the last block's attention of [CLS].
+    def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """Normalised last features, the pooled vector and its attention.
 
         Every block uses fused attention; of the last one, the single softmax row that belongs to [CLS] is computed apart,
         so that attention costs next to nothing (AttMask section 3.3).
@@ -48,6 +46,24 @@ class ViT(VisionTransformer):
         Raises:
             ValueError: images or a mask of the wrong shape, or a mask for a network without a mask embedding.
         """
+        x, grid = self._embed(images, mask)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        if self.pooling is None:
+            x, attention = last_block(self.blocks[-1], x)
+            x = self.norm(x)
+            prefix = self.num_prefix_tokens
+            return Features(x[:, 0], x[:, prefix:], grid, attention[..., prefix:])
+        x = self.blocks[-1](x)
+        normalised = self.norm(x)
+        vector, attention = self.pooling(x if self.norm_after else normalised, grid)
+        return Features(self.norm(vector) if self.norm_after else vector, normalised, grid, attention)
+
+    def classify(self, vector: Tensor) -> Tensor:
+        return self.head(self.head_drop(self.fc_norm(vector)))
+
+    def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens [B, prefix + N, D] before the first block, and their grid."""
         patch = self.patch_embed.patch_size
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch[0] or images.shape[3] % patch[1]:
             raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w] with sides divisible by {patch}")
@@ -61,17 +77,22 @@ class ViT(VisionTransformer):
                     f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepts bool of shape {(len(x), grid[0] * grid[1])}"
                 )
             x = torch.where(mask.view(*x.shape[:3], 1), self.masked_embed.to(x.dtype), x)
-        x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # [B, 1 + N, D]
-        for block in self.blocks[:-1]:
-            x = block(x)
-        x, attention = last_block(self.blocks[-1], x)
-        x = self.norm(x)
-        prefix = self.num_prefix_tokens
-        return Features(x[:, 0], x[:, prefix:], grid, attention[..., prefix:])
+        return self.norm_pre(self.patch_drop(self._pos_embed(x))), grid
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Float[B, 3, h, w] -> Float[B, num_classes], or [B, D] without a classifier."""
-        return self.head(self.head_drop(self.fc_norm(self.features(images).cls)))
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patch embeddings [B, H, W, D] -> tokens [B, prefix + N, D] with positions."""
+        if not self.released_positions:
+            return super()._pos_embed(x)
+        prefix = self.num_prefix_tokens
+        first, positions = self.pos_embed[:, :prefix], self.pos_embed[:, prefix:]
+        side = round(positions.shape[1] ** 0.5)
+        height, width = x.shape[1:3]
+        if prefix == 0 or (height, width) != (side, side):
+            squares = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            scale = ((height + 0.1) / side, (width + 0.1) / side)
+            positions = F.interpolate(squares, scale_factor=scale, mode="bicubic").flatten(2).mT
+        tokens = [] if prefix == 0 else [self.cls_token.expand(len(x), -1, -1)]
+        return self.pos_drop(torch.cat([*tokens, x.flatten(1, 2)], 1) + torch.cat([first, positions], 1))
 
 
 def last_block(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,47 +114,6 @@ def _attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return attn.proj_drop(attn.proj(y)), first
 
 
-def create_model(
-    arch: str,
-    *,
-    pooling: str | None = None,
-    img_size=224,
-    patch_size: int | None = None,
-    num_classes: int = 0,
-    mask_token: bool = False,
-    **options,
-) -> nn.Module:
-    """A Vision Transformer by name.
-
-    Args:
-        arch: any of timm's ViTs with a class token, or one of the small ones: ``vit_nano``, ``vit_micro``.
-        pooling: None, the network's own class token.
-        img_size: pixels a side of the position embedding's grid, (height, width) or one number; images of other sizes
-            interpolate it.
-        patch_size: pixels a side; None keeps timm's (8 for the small networks).
-        num_classes: 0 leaves the classifier out.
-        mask_token: add the learned mask embedding, initialised at 0, that students need.
-        options: passed on to timm, ``drop_path_rate`` for one.
-
-    Returns:
-        A module with ``features(images, mask=None)``.
-
-    Raises:
-        ValueError: a name that is neither small nor a timm ViT with a class token, or a pooling other than None.
-    """
-    if pooling is not None:
-        raise ValueError(f"pooling: got {pooling!r}, accepts None (the class token)")
-    options |= dict(img_size=img_size, num_classes=num_classes, dynamic_img_size=True)
-    if arch in SMALL:
-        model = ViT(**SMALL[arch], patch_size=patch_size or 8, **options)
-    else:
-        if not timm.is_model(arch) or not timm.models.is_model_in_modules(arch, {"vision_transformer", "deit"}):
-            raise ValueError(f"arch: got {arch!r}, accepts {', '.join(SMALL)} or a timm Vision Transformer such as vit_small_patch16_224")
-        model = timm.create_model(arch, **options, **({} if patch_size is None else dict(patch_size=patch_size)))
-        plain = type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention
-        if not plain or model.cls_token is None or model.attn_pool is not None or model.global_pool != "token":
-            raise ValueError(f"arch: got {arch!r}, a {type(model).__name__}; accepts a timm VisionTransformer with a class token")
-        model.__class__ = ViT  # the same parameters and layers; only `features` and `forward` are ours
-    if mask_token:
-        model.masked_embed = nn.Parameter(torch.zeros(1, model.embed_dim))
-    return model
+def is_plain(model: nn.Module) -> bool:
+    """Whether a timm network is a Vision Transformer whose parts are all the usual ones."""
+    return type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention

@@ -1,0 +1,70 @@
+"""timm's ResNets and ConvNeXts with any pooling on top of their last map."""
+
+import torch
+from timm.models.convnext import ConvNeXt as TimmConvNeXt
+from timm.models.resnet import BasicBlock
+from timm.models.resnet import ResNet as TimmResNet
+from torch import Tensor, nn
+
+from lib.models.base import Features, Model
+
+
+class Convolutional(Model):
+    """A network whose patches are the pixels of its last map."""
+
+    def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        if mask is not None:
+            raise ValueError("mask: got one, but convolutional networks accept None")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w]")
+        maps = self.forward_features(images)  # [B, D, H, W]
+        vector, attention = self.pooling(maps)
+        return Features(self.after_pooling(vector), maps.flatten(2).mT, tuple(maps.shape[-2:]), attention)
+
+    def after_pooling(self, vector: Tensor) -> Tensor:
+        return vector
+
+    @property
+    def embed_dim(self) -> int:
+        return self.num_features
+
+
+class ResNet(Convolutional, TimmResNet):
+    """Without a norm around the pooling."""
+
+    def classify(self, vector: Tensor) -> Tensor:
+        return self.fc(nn.functional.dropout(vector, self.drop_rate, self.training) if self.drop_rate else vector)
+
+
+class ConvNeXt(Convolutional, TimmConvNeXt):
+    """With the norm after the pooling."""
+
+    def after_pooling(self, vector: Tensor) -> Tensor:
+        norm = self.head.norm
+        return nn.functional.layer_norm(vector, (vector.shape[-1],), norm.weight, norm.bias, norm.eps)
+
+    def classify(self, vector: Tensor) -> Tensor:
+        return self.head.fc(self.head.drop(vector))
+
+
+def resnet_mini(**options) -> ResNet:
+    """A ResNet for small images: four basic blocks, a map of an eighth of their side, 1.2 million parameters."""
+    network = ResNet(BasicBlock, (1, 1, 1, 1), channels=(32, 64, 128, 256), output_stride=16, stem_width=32, **options)
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def convnext_mini(**options) -> ConvNeXt:
+    """A ConvNeXt for small images: five blocks, a map of an eighth of their side, 0.8 million parameters."""
+    return ConvNeXt(depths=(1, 1, 2, 1), dims=(32, 64, 128, 192), output_stride=8, **options)
+
+
+SMALL = {"resnet_mini": resnet_mini, "convnext_mini": convnext_mini}
+
+
+def normed_after_pooling(network: nn.Module) -> bool:
+    """Whether a timm ConvNeXt has the original's head: pooling, norm, classifier, and nothing between."""
+    head = network.head
+    return isinstance(getattr(head, "norm", None), nn.LayerNorm) and not isinstance(getattr(head, "pre_logits", None), nn.Sequential)

@@ -1,0 +1,75 @@
+"""What all networks share: features, a forward pass, and saving."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What a network makes of images.
+
+    cls: Float[B, D] pooled token, or None; patches: Float[B, N, D], row-major; grid: (H, W) with N = H W;
+    attention: Float[B, heads, N], of the pooled token over the patches (of a class token, the softmax includes the token
+    itself), or None where the pooling has none.
+    """
+
+    cls: Tensor | None
+    patches: Tensor
+    grid: tuple[int, int]
+    attention: Tensor | None
+
+
+class Model(
+    PyTorchModelHubMixin,
+    library_name="pytorch",
+    tags=["attmask", "simpool", "image-feature-extraction"],
+    paper_url="https://arxiv.org/abs/2309.06891",
+):
+    """A network with ``features``. ``save_pretrained``, ``push_to_hub`` and ``Model.from_pretrained`` keep the arguments of
+    ``create_model`` beside the weights, and a model card.
+    """
+
+    pooling: nn.Module | None
+
+    def features(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """Features of images Float[B, 3, h, w]. Of several pooled vectors, ``cls`` is the largest of each channel."""
+        found = self.pool(images, mask)
+        return found._replace(cls=found.cls.amax(1)) if found.cls.ndim == 3 else found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float[B, 3, h, w] -> logits Float[B, num_classes], or the pooled vector [B, D] without a classifier.
+
+        Of several pooled vectors, each class takes its largest logit (SimPool, appendix, for Slot).
+        """
+        logits = self.classify(self.pool(images).cls)
+        return logits.amax(1) if logits.ndim == 3 else logits
+
+    def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
+        """As ``features``, with all k pooled vectors: cls is [B, D] or [B, k, D]."""
+        raise NotImplementedError
+
+    def classify(self, vector: Tensor) -> Tensor:
+        """Float[..., D] -> logits Float[..., num_classes]."""
+        raise NotImplementedError
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_
+    ):
+        from lib.models.factory import create_model
+
+        if not isinstance(config, dict) or "arch" not in config:
+            raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts what save_pretrained wrote")
+        file = Path(model_id) / "model.safetensors"
+        if not Path(model_id).is_dir():
+            hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+            file = hf_hub_download(model_id, "model.safetensors", local_files_only=local_files_only, **hub)
+        model = create_model(**config)
+        try:
+            load_model(model, file, strict=strict, device=map_location)
+        except Exception as error:
+            raise ValueError(f"{file}: missing or damaged weights ({error})") from error
+        return model
