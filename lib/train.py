@@ -18,9 +18,11 @@ from torch import nn
 from lib import recipes
 from lib.data import bank, card
 from lib.distillation.methods import Distillation, DistillationConfig
+from lib.evaluation.classification import classifier_accuracy
 from lib.evaluation.features import pooled_features
 from lib.evaluation.knn import evaluate_knn
-from lib.models import create_model
+from lib.learning.supervised import Supervised, SupervisedConfig
+from lib.models import network_of
 from lib.results.runs import Run, open_run, records
 from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, train, training_steps, wait_for_all
 
@@ -28,6 +30,7 @@ from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, 
 METHODS: dict[str, tuple[type, type]] = {
     "dino": (DistillationConfig, Distillation),
     "ibot": (DistillationConfig, Distillation),
+    "supervised": (SupervisedConfig, Supervised),
 }
 
 
@@ -114,8 +117,7 @@ def default_device() -> torch.device:
 
 def load_encoder(found: Run, device="cpu") -> nn.Module:
     """The network that a finished run has trained, in evaluation mode."""
-    config = found.config
-    encoder = create_model(config["arch"], img_size=config["train_size"], patch_size=config["patch_size"])
+    encoder = network_of(found.config)
     encoder.load_state_dict(found.encoder_weights())
     return encoder.to(device).eval()
 
@@ -142,15 +144,17 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
         view = dict(size=config.eval_size, crop=config.eval_crop)
         features = (pooled_features(encoder, s, **view) for s in (source, test))
-        return evaluate_knn(*features, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
+        figures = evaluate_knn(*features, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
+        return figures | (classifier_accuracy(encoder, test, **view) if config.method == "supervised" else {})
 
     if not train(learner, source, config, found.folder, budget=budget, evaluate=evaluate, progress=progress):
         return
     if first_process():
         curve = [line for line in read_log(found.folder) if "knn" in line]
-        figures = {name: round(value, 3) for name, value in curve[-1].items() if name.startswith("knn")}
-        figures |= {f"untrained_{name}": round(value, 3) for name, value in curve[0].items() if name.startswith("knn")}
-        figures["knn_curve"] = [[line["epoch"], round(line["knn"], 3)] for line in curve]
+        before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(("knn", "accuracy"))} for line in (curve[0], curve[-1]))
+        figures = after | {f"untrained_{name}": value for name, value in before.items()}
+        for name in {"knn", "accuracy"} & after.keys():
+            figures[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in curve]
         found.save_encoder(learner.encoder)
         seconds = load_checkpoint(found.folder / CHECKPOINT)["seconds"]
         found.finish(figures, seconds=seconds, data={"train": source.fingerprint, "validation": test.fingerprint}, device=device)

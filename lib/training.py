@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.distillation.schedules import cosine_schedule
+from lib.models import Model
+from lib.pooling import pooling_names
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
@@ -66,8 +68,38 @@ class TrainingConfig:
             raise ValueError(f"knn_k: got {self.knn_k!r}, accepts a list of counts, at least one")
         if self.epochs < 1 or self.batch_size < 1 or self.log_steps < 1 or self.checkpoint_steps < 1:
             raise ValueError("epochs, batch_size, log_steps, checkpoint_steps: accept 1 or more")
+        if self.pooling != "none" and self.pooling not in pooling_names():
+            raise ValueError(f"pooling: got {self.pooling!r}, accepts none, {', '.join(pooling_names())}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: got {self.precision!r}, accepts float32, bfloat16")
+
+
+class Learner(nn.Module):
+    """What ``train`` trains: called as ``learner(images, sizes, labels, step, generator)`` on a batch (uint8[B, 3, S, S],
+    Int[B, 2], Long[B]) it returns a dict of scalars, of which ``"loss"`` is descended and all are logged.
+    """
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network to evaluate and to keep."""
+        raise NotImplementedError
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """With parameter groups that say under ``"decays"`` whether weight decay applies to them."""
+        return make_optimizer(self)
+
+    def before_update(self, step: int) -> None:
+        """Called between the backward pass and the optimiser's step."""
+
+    def after_update(self, step: int) -> None:
+        """Called after the optimiser's step."""
+
+    def compile_blocks(self) -> None:
+        """Compile transformer blocks one at a time, which is quick and leaves shapes free; other networks whole."""
+        for network in self.children():
+            if isinstance(network, Model):
+                for block in getattr(network, "blocks", [network, None])[:-1]:
+                    block.compile()
 
 
 class NonFiniteLoss(RuntimeError):
@@ -75,7 +107,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 def train(
-    learner: nn.Module,
+    learner: Learner,
     source,
     config: TrainingConfig,
     folder: str | Path,
@@ -87,8 +119,7 @@ def train(
     """Train ``learner`` on ``source`` and leave log and checkpoints in ``folder``; a folder with a checkpoint is resumed.
 
     Args:
-        learner: called as ``learner(images, sizes, labels, step, generator)`` it returns a dict of scalars with ``"loss"``;
-            it has ``before_update(step)``, ``after_update(step)``, ``compile_blocks()`` and ``encoder``.
+        learner: what is trained, on its device.
         source: a ``lib.data.Bank`` or ``Stream``.
         config: the recipe.
         folder: where ``log.jsonl``, ``checkpoint.pt`` and TensorBoard's files go.
@@ -114,7 +145,7 @@ def train(
     warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
     rates = cosine_schedule(peak, config.lr_final, steps, warmup_steps=warmup).tolist()
     decays = cosine_schedule(config.weight_decay, config.weight_decay_final, steps).tolist()
-    optimizer = make_optimizer(learner)
+    optimizer = learner.make_optimizer()
     step, seconds, averages = _resume(folder / CHECKPOINT, learner, optimizer, device)
     if config.compile:
         learner.compile_blocks()
@@ -203,13 +234,15 @@ def seed_step(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return generator
 
 
-def make_optimizer(learner: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only; rates and decays are set at every step."""
+def make_optimizer(learner: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
+    """AdamW or SGD (momentum 0.9) with weight decay on matrices only; rates and decays are set at every step."""
     trainable = [p for p in learner.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "decays": True},
         {"params": [p for p in trainable if p.ndim <= 1], "decays": False},
     ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -26,6 +26,7 @@ from lib.train import configure, find_run, load_encoder, main, run, untrained_en
 from lib.training import (
     CHECKPOINT,
     LOG,
+    Learner,
     NonFiniteLoss,
     clip_each,
     load_checkpoint,
@@ -190,7 +191,7 @@ def test_a_run_says_what_it_did(reference):
 # ---- a learner of which everything is known ---------------------------------------------------------------------------
 
 
-class Toy(nn.Module):
+class Toy(Learner):
     """Fits a linear function of the mean colour; ``spoil(step, loss)`` may change a loss."""
 
     def __init__(self, spoil=lambda step, loss: loss):

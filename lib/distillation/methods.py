@@ -10,8 +10,8 @@ from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
 from lib.distillation.losses import DINOLoss, IBOTLoss
 from lib.distillation.schedules import cosine_schedule, linear_then_constant
-from lib.models import ProjectionHead, create_model
-from lib.training import TrainingConfig
+from lib.models import ProjectionHead, network_of
+from lib.training import Learner, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DistillationConfig(TrainingConfig):
             raise ValueError(f"masking: got {self.masking!r}, method {self.method} accepts {', '.join(choices)}")
 
 
-class Distillation(nn.Module):
+class Distillation(Learner):
     """A student that learns the outputs of its own moving average on other views, and on patches hidden from it.
 
     Args:
@@ -56,11 +56,11 @@ class Distillation(nn.Module):
     def __init__(self, config: DistillationConfig, steps: int):
         super().__init__()
         self.config, self.steps_per_epoch = config, max(steps // config.epochs, 1)
-        network = dict(img_size=config.train_size, patch_size=config.patch_size)
+        settings = vars(config)
         head = dict(hidden_dim=config.hidden_dim, bottleneck_dim=config.bottleneck_dim, norm_last_layer=config.norm_last_layer)
-        self.student = create_model(config.arch, mask_token=config.method == "ibot", drop_path_rate=config.drop_path, **network)
+        self.student = network_of(settings, mask_token=config.method == "ibot", drop_path_rate=config.drop_path)
         self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
-        self.teacher = create_model(config.arch, **network)
+        self.teacher = network_of(settings)
         self.teacher.load_state_dict({k: v for k, v in self.student.state_dict().items() if k != "masked_embed"})
         self.teacher_head = copy.deepcopy(self.student_head)
         self.teacher.requires_grad_(False).eval()
@@ -78,7 +78,6 @@ class Distillation(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The network to evaluate."""
         return self.teacher
 
     def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -120,6 +119,10 @@ class Distillation(nn.Module):
 
     def draw_masks(self, target, generator: torch.Generator) -> Tensor:
         """Bool[2B, N] for the global crops, from the teacher's ``Features`` of them."""
+        if target.attention is None:
+            raise ValueError(
+                f"pooling: got {self.config.pooling!r}, which has no attention; masks accept none, cls or simpool among others"
+            )
         return masking.draw_masks(
             self.config.masking,
             len(target.patches),
@@ -149,9 +152,3 @@ class Distillation(nn.Module):
         self.teacher.eval()
         self.teacher_head.eval()
         return self
-
-    def compile_blocks(self) -> None:
-        """Compile the transformer blocks, one at a time, which is quick and leaves shapes free."""
-        for network in (self.student, self.teacher):
-            for block in network.blocks[:-1]:
-                block.compile()

@@ -1,7 +1,7 @@
 """Networks that give features and attention alike."""
 
 from lib.models.base import Features, Model
-from lib.models.factory import create_model
+from lib.models.factory import create_model, network_of
 from lib.models.heads import ProjectionHead
 
-__all__ = ["Features", "Model", "ProjectionHead", "create_model"]
+__all__ = ["Features", "Model", "ProjectionHead", "create_model", "network_of"]

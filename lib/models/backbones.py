@@ -1,6 +1,5 @@
 """timm's ResNets and ConvNeXts with any pooling on top of their last map."""
 
-import torch
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from timm.models.resnet import BasicBlock
 from timm.models.resnet import ResNet as TimmResNet
@@ -48,8 +47,8 @@ class ConvNeXt(Convolutional, TimmConvNeXt):
 
 
 def resnet_mini(**options) -> ResNet:
-    """A ResNet for small images: four basic blocks, a map of an eighth of their side, 1.2 million parameters."""
-    network = ResNet(BasicBlock, (1, 1, 1, 1), channels=(32, 64, 128, 256), output_stride=16, stem_width=32, **options)
+    """A ResNet for small images: four basic blocks, a map of an eighth of their side, 0.3 million parameters."""
+    network = ResNet(BasicBlock, (1, 1, 1, 1), channels=(16, 32, 64, 128), output_stride=16, stem_width=16, **options)
     network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
     network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -1,5 +1,6 @@
 """Networks by name."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import timm
@@ -71,6 +72,22 @@ def create_model(
     network = dict(arch=arch, pooling=pooling, img_size=img_size, patch_size=patch_size, num_classes=num_classes, mask_token=mask_token)
     model._hub_mixin_config = network | dict(norm_after=norm_after, pooling_options=pooling_options) | options
     return model
+
+
+def network_of(config: Mapping, **options) -> Model:
+    """The network of a recipe entry: its keys ``arch``, ``train_size``, ``patch_size``, ``pooling``, ``gamma`` and
+    ``method``, and of classifiers ``num_classes`` and ``depth``.
+
+    Self-supervised Vision Transformers have SimPool before the final norm, with the learned beta; all others after it (SimPool,
+    appendix).
+    """
+    pooling = None if config["pooling"] == "none" else config["pooling"]
+    pooled_first = config["method"] in ("dino", "ibot") and config["arch"].startswith("vit") and pooling not in (None, "cls")
+    details = dict(gamma=config["gamma"], beta=pooled_first) if pooling == "simpool" else None
+    sizes = dict(img_size=config["train_size"], patch_size=config["patch_size"], num_classes=config.get("num_classes", 0))
+    if config.get("depth"):
+        options = dict(depth=config["depth"]) | options
+    return create_model(config["arch"], pooling=pooling, pooling_options=details, norm_after=pooled_first, **sizes, **options)
 
 
 def _vit(arch: str, class_token: bool, pretrained: bool, options: dict) -> vit.ViT:

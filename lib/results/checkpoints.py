@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lib import paths
-from lib.models import create_model
+from lib.models import network_of
 from lib.results.runs import Run
 
 FOLDER = paths.RECORDS / "checkpoints"
@@ -41,7 +41,7 @@ def load_checkpoint(name: str, device="cpu") -> torch.nn.Module:
             weights = {key: stream.get_tensor(key).float() for key in stream.keys()}
     except Exception as error:
         raise ValueError(f"{file}: damaged checkpoint ({error})") from error
-    encoder = create_model(config["arch"], img_size=config["train_size"], patch_size=config["patch_size"])
+    encoder = network_of(config)
     encoder.load_state_dict(weights)
     return encoder.to(device).eval()
 

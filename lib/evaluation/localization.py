@@ -1,0 +1,263 @@
+"""Where a network looks, against the boxes of the objects: MaxBoxAcc and MaxBoxAccV2.
+
+Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, sections 3.2 and 4. The
+boxes of all binarisations of a map come from two component trees, that of the foreground and that of the holes in it.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+CONTOURS = ("all", "largest")
+CENTRED_SIDES = np.arange(10, 101) / 100  # sides of the centred boxes, as fractions of the image's
+THRESHOLDS = 255  # distinct binarisations ``byte > t`` that leave some foreground: t from 0 to 254
+FORWARD_4 = ((0, 1), (1, 0))  # (down, right) to the neighbours that follow in row-major order
+FORWARD_8 = (*FORWARD_4, (1, -1), (1, 1))
+
+
+def max_box_accuracy(
+    maps: Tensor,
+    boxes: list[Tensor],
+    *,
+    image_size: int | tuple[int, int] = 224,
+    iou_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7),
+    step: float = 0.001,
+    contours: str = "all",
+    progress: bool = False,
+) -> dict[float | str, float]:
+    """Percent of the maps with a contour whose box meets a true box, at the best threshold of each IoU level.
+
+    A map is resized (bicubic), scaled to 8 bits and binarised at ``> int(t * 255)`` for t = 0, step, 2 step, … < 1. A contour
+    is the border of an 8-connected object or of a hole in one; its box ends one pixel after it, inside the image. A map
+    without contours (a constant one) has the box (0, 0, 0, 0). All as in the authors' code, except that maps are resized in
+    float64 and a constant map stays constant.
+
+    Args:
+        maps: Float[M, h, w], finite, of any range, on any device; one map an image, high on the object.
+        boxes: M tensors [n_i, 4], n_i >= 1: x0, y0, x1, y1 in pixels of ``image_size``, ends included. The authors round
+            them down to whole pixels; here they count as they are.
+        image_size: pixels a side, or (height, width).
+        iou_thresholds: levels, in (0, 1]: a box is right at this IoU or more.
+        step: distance of the thresholds t, in (0, 1].
+        contours: ``"all"`` counts every contour (MaxBoxAccV2), ``"largest"`` only that of the largest area (MaxBoxAcc). The
+            latter needs OpenCV and is slower.
+        progress: show a bar.
+
+    Returns:
+        ``{level: percent, …, "mean": percent}``: every level at its own best t, and their mean.
+
+    Raises:
+        ValueError: maps that are not finite floats [M, h, w], an image without boxes, or an argument out of range.
+        ImportError: ``contours="largest"`` without OpenCV.
+    """
+    if maps.ndim != 3 or not maps.numel() or not maps.is_floating_point():
+        raise ValueError(f"maps: got {maps.dtype} of shape {tuple(maps.shape)}, accepts floats of shape [M, h, w], none of them 0")
+    if not maps.isfinite().all():
+        raise ValueError("maps: got infinite values or NaN, accepts finite values")
+    if len(boxes) != len(maps):
+        raise ValueError(f"boxes: got {len(boxes)} tensors, accepts one for each of the {len(maps)} maps")
+    if not 0 < step <= 1:
+        raise ValueError(f"step: got {step}, accepts more than 0 and at most 1")
+    if contours not in CONTOURS:
+        raise ValueError(f"contours: got {contours!r}, accepts one of {', '.join(CONTOURS)}")
+    size, truth = _size(image_size), _checked_boxes(boxes)
+    search = _all_contours if contours == "all" else _largest_contour
+    best = np.empty((len(maps), THRESHOLDS))
+    for i, single in enumerate(tqdm(maps, "localization", disable=not progress, mininterval=2)):
+        best[i] = search(_fine_levels(single, size), truth[i])
+    return _accuracies(best[:, np.unique((np.arange(0, 1, step) * 255).astype(int))], iou_thresholds)
+
+
+def trivial_accuracy(
+    boxes: list[Tensor], *, image_size: int | tuple[int, int] = 224, iou_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)
+) -> dict[str, dict[float | str, float]]:
+    """What ``max_box_accuracy`` gives boxes that know nothing of the image: the floor of any map.
+
+    Args:
+        boxes, image_size, iou_thresholds: as in ``max_box_accuracy``, at least one image.
+
+    Returns:
+        ``{"whole image": figures, "centred box": figures}``, figures as in ``max_box_accuracy``. The centred box has the
+        image's aspect and the best of ``CENTRED_SIDES`` for each level.
+
+    Raises:
+        ValueError: no image, an image without boxes, or an argument out of range.
+    """
+    if not len(boxes):
+        raise ValueError("boxes: got 0 tensors, accepts one for each image, 1 or more")
+    corner = np.array(_size(image_size)[::-1]) - 1.0
+    start = np.outer((1 - CENTRED_SIDES) / 2, corner + 1)
+    centred = np.hstack([start, corner - start])
+    best = np.stack([_best_iou(centred, truth) for truth in _checked_boxes(boxes)])
+    return {"whole image": _accuracies(best[:, -1:], iou_thresholds), "centred box": _accuracies(best, iou_thresholds)}
+
+
+def _size(image_size) -> tuple[int, int]:
+    """(height, width) of an ``image_size``."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"image_size: got {image_size!r}, accepts a positive number of pixels or a pair (height, width) of them")
+    return size
+
+
+def _checked_boxes(boxes: list[Tensor]) -> list[np.ndarray]:
+    """The true boxes Float64[n_i, 4] of every image."""
+    for i, true in enumerate(boxes):
+        if true.ndim != 2 or true.shape[1] != 4 or not len(true):
+            raise ValueError(f"boxes: got shape {tuple(true.shape)} at index {i}, accepts [n, 4] with n >= 1")
+        if not true.isfinite().all() or (true[:, :2] > true[:, 2:]).any():
+            raise ValueError(f"boxes: got {true.tolist()} at index {i}, accepts finite x0 <= x1 and y0 <= y1")
+    return [true.double().cpu().numpy() for true in boxes]
+
+
+def _accuracies(best: np.ndarray, iou_thresholds: tuple[float, ...]) -> dict[float | str, float]:
+    """Percent of the rows of best IoUs [M, T] that reach each level, at the best column, and the mean over the levels."""
+    if not len(iou_thresholds) or not all(0 < level <= 1 for level in iou_thresholds):
+        raise ValueError(f"iou_thresholds: got {iou_thresholds!r}, accepts levels in (0, 1], one or more")
+    figures = {level: float((best >= level).sum(0).max() * 100.0 / len(best)) for level in iou_thresholds}
+    return figures | {"mean": sum(figures.values()) / len(figures)}
+
+
+def _fine_levels(single: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A map Float[h, w] resized and scaled to UInt16[H, W]; its high byte is the map in 8 bits, a constant map is 0."""
+    single = single.detach().cpu().double()
+    single = single - single.min()  # so that the weights' rounding leaves a constant map constant
+    resized = F.interpolate(single[None, None], size=size, mode="bicubic", align_corners=False)[0, 0].numpy()
+    low, high = resized.min(), resized.max()
+    if low == high:
+        return np.zeros(size, np.uint16)
+    return ((resized - low) / (high - low) * 255 * 256).astype(np.uint16)
+
+
+def _best_iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The best IoU [K] of each found box [K, 4] with any of the true ones [n, 4]; ends are included, so widths are x1 - x0 + 1."""
+    best, areas = np.zeros(len(found)), (found[:, 2:] - found[:, :2] + 1).prod(1)
+    for true in truth:
+        sides = np.minimum(found[:, 2:], true[2:]) - np.maximum(found[:, :2], true[:2]) + 1
+        shared = np.maximum(sides, 0).prod(1)
+        best = np.maximum(best, shared / (areas + (true[2:] - true[:2] + 1).prod() - shared))
+    return best
+
+
+# ---- contours at every threshold --------------------------------------------------------------------------------------
+
+
+def _all_contours(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The best IoU [THRESHOLDS] of any contour at each threshold 0 … 254 of a map UInt16[H, W]."""
+    corner = np.array(fine.shape[::-1]) - 1
+    objects, at = _component_boxes(fine, FORWARD_8)
+    # Holes are 4-connected parts of ``byte <= t``, that is of ``255 - byte > 254 - t``, away from the image's border. The
+    # contour of a hole runs over the foreground around it.
+    holes, below = _component_boxes(255 * 256 + 255 - fine, FORWARD_4)
+    inside = (holes[:, :2] > 0).all(1) & (holes[:, 2:] < corner).all(1)
+    found = np.concatenate([objects, holes[inside] + (-1, -1, 1, 1)])
+    at = np.concatenate([at, THRESHOLDS - 1 - below[inside]])
+    found[:, 2:] = np.minimum(found[:, 2:] + 1, corner)
+    best = np.full(THRESHOLDS, -1.0)
+    np.maximum.at(best, at, _best_iou(found, truth))
+    return np.where(best < 0, _best_iou(np.zeros((1, 4)), truth), best)
+
+
+def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """As ``_all_contours``, of the contour of the largest area alone; of equal ones that which OpenCV lists first."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError('contours="largest" needs OpenCV: pip install opencv-python-headless') from error
+    byte, found = (fine >> 8).astype(np.uint8), np.zeros((THRESHOLDS, 4))
+    for t in range(byte.max()):
+        contours = cv2.findContours((byte > t).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+        x, y, width, height = cv2.boundingRect(max(contours, key=cv2.contourArea))
+        found[t] = x, y, min(x + width, byte.shape[1] - 1), min(y + height, byte.shape[0] - 1)
+    return _best_iou(found, truth)
+
+
+# ---- the component tree -----------------------------------------------------------------------------------------------
+
+
+def _component_boxes(fine: np.ndarray, forward: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Every connected part of ``byte > t`` at every t.
+
+    The map falls into basins, in each of which a path that never descends leads from any pixel to the basin's peak. So the
+    pixels of a basin above t hang together at every t, and two basins do below the highest pass between them.
+
+    Args:
+        fine: UInt16[H, W], its high byte the map in 8 bits.
+        forward: steps (down, right) to half of a pixel's neighbours.
+
+    Returns:
+        Int[K, 4], boxes x0, y0, x1, y1 with ends included, and Int[K], the t of each.
+    """
+    # A column of zeros, which are above no t, parts the rows, so that a neighbour is a fixed offset in the flattened map.
+    fine = np.pad(fine, ((0, 0), (0, 1)))
+    offsets = [down * fine.shape[1] + right for down, right in forward]
+    byte = (fine >> 8).ravel()
+    basins, peaks = _basins(fine.ravel(), offsets)
+    boxes = _bounds(basins.reshape(fine.shape) * 256 + byte.reshape(fine.shape), len(peaks))
+    first = np.zeros(len(peaks), int)  # the lowest t at which a basin is not yet part of another one's entry
+    for b, into, height in _merges(basins, len(peaks), byte, offsets):
+        first[b] = height
+        np.minimum(boxes[:, into, :height], boxes[:, b, :height], out=boxes[:, into, :height])
+    t = np.arange(THRESHOLDS)
+    b, t = np.nonzero((t >= first[:, None]) & (t < byte[peaks][:, None]))
+    return boxes[:, b, t].T * (1, 1, -1, -1), t
+
+
+def _basins(fine: np.ndarray, offsets: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The basin of each pixel, Int[P] from 0, and where its peak is, Int[basins]; on level ground pixels climb to later ones."""
+    step = np.zeros(len(fine), np.int32)
+    for offset in offsets:
+        rises = fine[offset:] >= fine[:-offset]
+        np.copyto(step[:-offset], offset, where=rises)
+        np.copyto(step[offset:], -offset, where=~rises)
+    goal = np.arange(len(fine)) + step
+    while not np.array_equal(further := goal[goal], goal):
+        goal = further
+    peaks = np.flatnonzero(step == 0)
+    number = np.empty(len(fine), int)
+    number[peaks] = np.arange(len(peaks))
+    return number[goal], peaks
+
+
+def _bounds(place: np.ndarray, count: int) -> np.ndarray:
+    """(x0, y0, -x1, -y1) of every basin's pixels above every t, Int[4, count, THRESHOLDS].
+
+    Args:
+        place: Int[H, W], 256 basin + byte.
+        count: of basins.
+    """
+    (height, width), rows, columns = place.shape, place.ravel(), place.T.ravel()
+    x, y = np.arange(width, dtype=np.int32).repeat(height), np.arange(height, dtype=np.int32).repeat(width)
+    boxes = np.full((4, count * 256), np.iinfo(np.int32).max, np.int32)
+    # Of the values that are assigned to one entry the last one stays: the least, as these fall.
+    boxes[0, columns[::-1]], boxes[1, rows[::-1]], boxes[2, columns], boxes[3, rows] = x[::-1], y[::-1], -x, -y
+    boxes = boxes.reshape(4, count, 256)[:, :, :0:-1]  # without byte 0, from the brightest down
+    return np.minimum.accumulate(boxes, axis=2)[:, :, ::-1]
+
+
+def _merges(basins: np.ndarray, count: int, byte: np.ndarray, offsets: list[int]) -> list[tuple[int, int, int]]:
+    """(basin, the basin that takes it in, height of the pass) from the highest pass to the lowest."""
+    passes = []
+    for offset in offsets:
+        i = np.flatnonzero(basins[offset:] != basins[:-offset])
+        a, b = basins[i], basins[i + offset]
+        passes.append((np.minimum(a, b) * count + np.maximum(a, b)) * 256 + np.minimum(byte[i], byte[i + offset]))
+    passes = np.sort(np.concatenate(passes))
+    passes = passes[np.diff(passes >> 8, append=-1) != 0]  # the highest of every pair
+    passes = passes[np.argsort(-(passes & 255), kind="stable")]
+    parent = list(range(count))
+
+    def root(i):
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    merges = []
+    for pair, height in zip((passes >> 8).tolist(), (passes & 255).tolist()):
+        i, j = root(pair // count), root(pair % count)
+        if i != j:
+            parent[j] = i
+            merges.append((j, i, height))
+    return merges
