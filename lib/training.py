@@ -79,10 +79,7 @@ class Learner(nn.Module):
     Int[B, 2], Long[B]) it returns a dict of scalars, of which ``"loss"`` is descended and all are logged.
     """
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The network to evaluate and to keep."""
-        raise NotImplementedError
+    encoder: nn.Module  # the network to evaluate and to keep
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """With parameter groups that say under ``"decays"`` whether weight decay applies to them."""

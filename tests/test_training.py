@@ -206,15 +206,6 @@ class Toy(Learner):
         loss = self.spoil(step, error.square().mean())
         return {"loss": loss, "number": torch.tensor(float(step))}
 
-    def before_update(self, step):
-        pass
-
-    def after_update(self, step):
-        pass
-
-    def compile_blocks(self):
-        pass
-
 
 def colours(count: int = 24) -> Bank:
     generator = torch.Generator().manual_seed(0)
