@@ -43,7 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         row = ROWS[name]
         results[name] = found = measure(name, row, device, options.pairs)
         for pair, ratio in enumerate(found["pairs"] if options.record and row.metric else []):
-            line = {"key": f"{name}-{made['finished']}-{pair}", "config": {"row": name, "seed": pair}, "metrics": {row.metric: ratio}}
+            line = {
+                "key": f"{name}-{made['finished']}-{pair}",
+                "command": f"python -m benchmarks {name}",
+                "config": {"row": name, "seed": pair},
+                "metrics": {row.metric: ratio},
+            }
             append_line(paths.RECORDS / "small" / "cost.jsonl", line | made)
         memory = f"{found['memory_ratio']:.2f}" if "memory_ratio" in found else ""
         spread = f"{found['time_ratio_low']:.2f} - {found['time_ratio_high']:.2f}"

@@ -6,7 +6,8 @@ import torch
 
 from lib.distillation.losses import DINOLoss
 from lib.masking import attention_mask
-from lib.results.papers import claims
+from lib.pooling import create_pooling, landscape, pooling_names
+from lib.results.papers import claims, paper_table
 from lib.results.verdicts import interval
 
 
@@ -92,3 +93,35 @@ def smallest_gap(answer: str | None) -> None:
 def smallest_reproduced(answer: float | None) -> None:
     """99: half the width of the 95% interval of three values with standard deviation 1."""
     check(answer, lambda: abs(answer - interval([-1.0, 0.0, 1.0]).high) < 0.02)
+
+
+def norm_softmax(answer) -> None:
+    """11: a fifteenth pooling by its declaration."""
+
+    def right() -> bool:
+        if "norm_softmax" not in pooling_names():
+            return False
+        x = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+        attention = x.norm(dim=-1).softmax(1)
+        found = create_pooling("norm_softmax", 5)(x)
+        same = torch.allclose(found.vector, (attention.unsqueeze(-1) * x).sum(1), atol=1e-6)
+        return same and torch.allclose(found.attention.squeeze(1), attention, atol=1e-6)
+
+    check(answer, right)
+
+
+def gamma_of_root_five(answer) -> None:
+    """11: the power of a generalised mean."""
+    check(answer, lambda: abs(((1 + 3**answer) / 2) ** (1 / answer) - 5**0.5) < 1e-6)
+
+
+def margin_over_mean(answer: float | None) -> None:
+    """12: SimPool's published accuracy against the mean of the other methods'."""
+    accuracy = paper_table("simpool", "framework").accuracy
+    check(answer, lambda: abs(answer - (accuracy["simpool"] - accuracy.drop("simpool").mean())) < 0.01)
+
+
+def cait_and_simpool(answer: set | None) -> None:
+    """12: the parts of the algorithm that differ."""
+    rows = landscape().loc[["cait", "simpool"], "U0":]
+    check(answer, lambda: set(answer) == set(rows.columns[rows.loc["cait"] != rows.loc["simpool"]]))

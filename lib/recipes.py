@@ -73,6 +73,18 @@ def entry_for(scale: str, role: str, device: str) -> str:
     return f"{scale}/{name[device] if isinstance(name, dict) else name}"
 
 
+def measurement(scale: str, name: str) -> dict:
+    """The settings of a measurement at a scale: the file's ``measurements``.
+
+    Raises:
+        ValueError: a measurement that the scale does not have.
+    """
+    settings = _read(scale)["measurements"]
+    if name not in settings:
+        raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(settings)}")
+    return dict(settings[name])
+
+
 def fractions(scale: str, device: str) -> list[float]:
     """The fractions of the data that are compared at a scale on a kind of device."""
     chosen = _read(scale)["fractions"]

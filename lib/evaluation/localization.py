@@ -5,7 +5,6 @@ boxes of all binarisations of a map come from two component trees, that of the f
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
@@ -62,7 +61,7 @@ def max_box_accuracy(
         raise ValueError(f"step: got {step}, accepts more than 0 and at most 1")
     if contours not in CONTOURS:
         raise ValueError(f"contours: got {contours!r}, accepts one of {', '.join(CONTOURS)}")
-    size, truth = _size(image_size), _checked_boxes(boxes)
+    size, truth = _size(image_size), _checked(boxes, iou_thresholds)
     search = _all_contours if contours == "all" else _largest_contour
     best = np.empty((len(maps), THRESHOLDS))
     for i, single in enumerate(tqdm(maps, "localization", disable=not progress, mininterval=2)):
@@ -90,20 +89,22 @@ def trivial_accuracy(
     corner = np.array(_size(image_size)[::-1]) - 1.0
     start = np.outer((1 - CENTRED_SIDES) / 2, corner + 1)
     centred = np.hstack([start, corner - start])
-    best = np.stack([_best_iou(centred, truth) for truth in _checked_boxes(boxes)])
+    best = np.stack([_best_iou(centred, truth) for truth in _checked(boxes, iou_thresholds)])
     return {"whole image": _accuracies(best[:, -1:], iou_thresholds), "centred box": _accuracies(best, iou_thresholds)}
 
 
 def _size(image_size) -> tuple[int, int]:
     """(height, width) of an ``image_size``."""
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
         raise ValueError(f"image_size: got {image_size!r}, accepts a positive number of pixels or a pair (height, width) of them")
     return size
 
 
-def _checked_boxes(boxes: list[Tensor]) -> list[np.ndarray]:
-    """The true boxes Float64[n_i, 4] of every image."""
+def _checked(boxes: list[Tensor], iou_thresholds: tuple[float, ...]) -> list[np.ndarray]:
+    """The true boxes Float64[n_i, 4] of every image, once they and the IoU levels are found right."""
+    if not len(iou_thresholds) or not all(0 < level <= 1 for level in iou_thresholds):
+        raise ValueError(f"iou_thresholds: got {iou_thresholds!r}, accepts levels in (0, 1], one or more")
     for i, true in enumerate(boxes):
         if true.ndim != 2 or true.shape[1] != 4 or not len(true):
             raise ValueError(f"boxes: got shape {tuple(true.shape)} at index {i}, accepts [n, 4] with n >= 1")
@@ -114,8 +115,6 @@ def _checked_boxes(boxes: list[Tensor]) -> list[np.ndarray]:
 
 def _accuracies(best: np.ndarray, iou_thresholds: tuple[float, ...]) -> dict[float | str, float]:
     """Percent of the rows of best IoUs [M, T] that reach each level, at the best column, and the mean over the levels."""
-    if not len(iou_thresholds) or not all(0 < level <= 1 for level in iou_thresholds):
-        raise ValueError(f"iou_thresholds: got {iou_thresholds!r}, accepts levels in (0, 1], one or more")
     figures = {level: float((best >= level).sum(0).max() * 100.0 / len(best)) for level in iou_thresholds}
     return figures | {"mean": sum(figures.values()) / len(figures)}
 
@@ -190,12 +189,12 @@ def _component_boxes(fine: np.ndarray, forward: tuple) -> tuple[np.ndarray, np.n
     Returns:
         Int[K, 4], boxes x0, y0, x1, y1 with ends included, and Int[K], the t of each.
     """
-    # A column of zeros, which are above no t, parts the rows, so that a neighbour is a fixed offset in the flattened map.
-    fine = np.pad(fine, ((0, 0), (0, 1)))
-    offsets = [down * fine.shape[1] + right for down, right in forward]
+    # Within a frame of zeros, which are above no t, each neighbour is a fixed offset in the flattened map of P pixels.
+    fine = np.pad(fine, 1)
     byte = (fine >> 8).ravel()
+    offsets = [down * fine.shape[1] + right for down, right in forward]
     basins, peaks = _basins(fine.ravel(), offsets)
-    boxes = _bounds(basins.reshape(fine.shape) * 256 + byte.reshape(fine.shape), len(peaks))
+    boxes = _bounds(fine, basins, len(peaks))
     first = np.zeros(len(peaks), int)  # the lowest t at which a basin is not yet part of another one's entry
     for b, into, height in _merges(basins, len(peaks), byte, offsets):
         first[b] = height
@@ -205,47 +204,57 @@ def _component_boxes(fine: np.ndarray, forward: tuple) -> tuple[np.ndarray, np.n
     return boxes[:, b, t].T * (1, 1, -1, -1), t
 
 
+def _runs(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the runs of a line [P] start that rise (or stay level) and then fall, and their peaks; it starts and ends with zeros."""
+    rises = line[1:] >= line[:-1]
+    turns = np.flatnonzero(rises[1:] != rises[:-1]) + 1  # peak, start, peak, …, start
+    return np.append(0, turns[1::2]), np.append(turns[::2], len(line) - 1)
+
+
 def _basins(fine: np.ndarray, offsets: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The basin of each pixel, Int[P] from 0, and where its peak is, Int[basins]; on level ground pixels climb to later ones."""
-    step = np.zeros(len(fine), np.int32)
+    """The basin of each pixel, Int[P] from 0, and where the basins' peaks are. On level ground pixels climb to later ones."""
+    starts, tops = _runs(fine)
+    goal = tops.copy()
     for offset in offsets:
-        rises = fine[offset:] >= fine[:-offset]
-        np.copyto(step[:-offset], offset, where=rises)
-        np.copyto(step[offset:], -offset, where=~rises)
-    goal = np.arange(len(fine)) + step
+        if offset > 1:  # along the row, a run's top is already the highest
+            goal = np.where(fine.take(tops - offset, mode="clip") > fine[tops], tops - offset, goal)
+            goal = np.where(fine.take(tops + offset, mode="clip") >= fine[tops], tops + offset, goal)
+    run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(fine)))
+    goal = run.take(goal, mode="clip")
+    peaks = tops[goal == np.arange(len(goal))]
     while not np.array_equal(further := goal[goal], goal):
         goal = further
-    peaks = np.flatnonzero(step == 0)
-    number = np.empty(len(fine), int)
-    number[peaks] = np.arange(len(peaks))
-    return number[goal], peaks
+    return np.searchsorted(peaks, tops[goal])[run], peaks
 
 
-def _bounds(place: np.ndarray, count: int) -> np.ndarray:
-    """(x0, y0, -x1, -y1) of every basin's pixels above every t, Int[4, count, THRESHOLDS].
+def _bounds(fine: np.ndarray, basins: np.ndarray, count: int) -> np.ndarray:
+    """(x0, y0, -x1, -y1) of the pixels above each t, Int[4, count, THRESHOLDS].
 
-    Args:
-        place: Int[H, W], 256 basin + byte.
-        count: of basins.
+    A basin's own entry may miss some of its pixels' rows and columns, those of the part of ``byte > t`` it belongs to do not:
+    all of a run above t hangs together, so the run's peak stands for its row, or column.
     """
-    (height, width), rows, columns = place.shape, place.ravel(), place.T.ravel()
-    x, y = np.arange(width, dtype=np.int32).repeat(height), np.arange(height, dtype=np.int32).repeat(width)
-    boxes = np.full((4, count * 256), np.iinfo(np.int32).max, np.int32)
-    # Of the values that are assigned to one entry the last one stays: the least, as these fall.
-    boxes[0, columns[::-1]], boxes[1, rows[::-1]], boxes[2, columns], boxes[3, rows] = x[::-1], y[::-1], -x, -y
+    height, width = fine.shape
+    boxes = np.full((4, count * 256), max(height, width), np.int32)
+    for axis, line, length in ((1, fine, width), (0, fine.T, height)):
+        across, along = np.divmod(_runs(line.ravel())[1], length)
+        y, x = (across, along) if axis else (along, across)
+        place = basins[y * width + x] * 256 + (fine[y, x] >> 8)
+        across = across.astype(np.int32) - 1  # of one type with the boxes, which is several times faster; -1 for the frame
+        np.minimum.at(boxes[axis], place, across)
+        np.minimum.at(boxes[axis + 2], place, -across)
     boxes = boxes.reshape(4, count, 256)[:, :, :0:-1]  # without byte 0, from the brightest down
     return np.minimum.accumulate(boxes, axis=2)[:, :, ::-1]
 
 
 def _merges(basins: np.ndarray, count: int, byte: np.ndarray, offsets: list[int]) -> list[tuple[int, int, int]]:
-    """(basin, the basin that takes it in, height of the pass) from the highest pass to the lowest."""
+    """(basin, the basin that takes it in, height of the pass) from the highest pass to the lowest, height 1 or more."""
     passes = []
     for offset in offsets:
         i = np.flatnonzero(basins[offset:] != basins[:-offset])
         a, b = basins[i], basins[i + offset]
         passes.append((np.minimum(a, b) * count + np.maximum(a, b)) * 256 + np.minimum(byte[i], byte[i + offset]))
     passes = np.sort(np.concatenate(passes))
-    passes = passes[np.diff(passes >> 8, append=-1) != 0]  # the highest of every pair
+    passes = passes[(np.diff(passes >> 8, append=-1) != 0) & (passes & 255 > 0)]  # the highest of every pair
     passes = passes[np.argsort(-(passes & 255), kind="stable")]
     parent = list(range(count))
 

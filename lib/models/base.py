@@ -55,6 +55,11 @@ class Model(
         """Float[..., D] -> logits Float[..., num_classes]."""
         raise NotImplementedError
 
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer: ``nn.Linear`` [num_classes, D], or the identity without a classifier."""
+        raise NotImplementedError
+
     @classmethod
     def _from_pretrained(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_

@@ -27,7 +27,9 @@ METHODS: dict[str, type["Pooling"]] = {}  # by name, in the order of their decla
 
 
 class Pooled(NamedTuple):
-    """vector: Float[B, D], or [B, k, D] for k > 1 pooled vectors; attention: Float[B, k, N], or None where the method has none."""
+    """vector: Float[B, D], or [B, k, D] for k > 1 pooled vectors; attention: Float[B, k, N], the mean over heads (of SimPool
+    [B, heads, N]), or None where the method has none.
+    """
 
     vector: Tensor
     attention: Tensor | None
@@ -157,7 +159,9 @@ def landscape() -> pd.DataFrame:
     rows = {}
     for name, method in METHODS.items():
         parts = {"A": method.h, **{column: getattr(method, column, None) for column in COLUMNS if column not in ("k", "A")}}
-        symbols = {column: "" if parts.get(column) is None else parts[column].symbol for column in COLUMNS if column != "k"}
+        symbols = {
+            column: "" if parts.get(column) is None else getattr(parts[column], "symbol", "?") for column in COLUMNS if column != "k"
+        }
         rows[name] = {
             "name": method.title or name,
             "simplified": method.simplified,

@@ -5,6 +5,7 @@ transformers; SimPool, the fifth group, has a file of its own. Where timm has a 
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,7 @@ class LSE(Pooling, name="lse"):
 
     @part("exp(tau x)")
     def f(self, t: Variables) -> Exponential:
-        return Exponential(self.tau)
+        return Exponential(self.tau.clamp(min=1e-3))  # at 0 it is not defined, below it turns into a minimum
 
 
 class HOW(Pooling, name="how"):
@@ -133,8 +134,9 @@ class HOW(Pooling, name="how"):
     @part("diag(X^T X)")
     def h(self, t: Variables) -> Tensor:
         weights = t.X.square().sum(-1, keepdim=True)
-        weights = weights if self.squared else weights.clamp(min=1e-12).sqrt()
-        return weights / weights.sum(1, keepdim=True).clamp(min=1e-12) if self.normalise else weights
+        tiny = torch.finfo(weights.dtype).tiny
+        weights = weights if self.squared else weights.clamp(min=tiny).sqrt()
+        return weights / weights.sum(1, keepdim=True).clamp(min=tiny) if self.normalise else weights
 
     @part("FC(avg_3(X))")
     def phi_V(self, t: Variables) -> Tensor:
@@ -443,7 +445,9 @@ class CaiT(Pooling, name="cait"):
         _check_count("iterations", iterations)
         self.heads, self.iterations = heads, iterations
         self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
-        self.block = LayerScaleBlockClassAttn(dim, heads, qkv_bias=True, init_values=layer_scale)
+        self.block = LayerScaleBlockClassAttn(
+            dim, heads, qkv_bias=True, init_values=layer_scale, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+        )
 
     @part("g_m(W_Q U)")
     def phi_Q(self, t: Variables) -> Tensor:

@@ -19,7 +19,26 @@ NAMES = {
     "attmask_hint": "AttMask-Hint",
     "attmask_high": "AttMask-High",
 }
-COLOURS = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES))))
+POOLINGS = {
+    "none": "the network's own",
+    "gap": "GAP",
+    "max": "max",
+    "gem": "GeM",
+    "lse": "LSE",
+    "how": "HOW",
+    "otk": "OTK",
+    "kmeans": "k-means",
+    "slot": "Slot",
+    "se": "SE",
+    "ge": "GE",
+    "cbam": "CBAM",
+    "cls": "[CLS] (ViT)",
+    "cait": "CaiT",
+    "simpool": "SimPool",
+}
+PALETTE = sns.color_palette("colorblind")
+COLOURS = dict(zip(NAMES, PALETTE)) | {"none": PALETTE[7], "gap": PALETTE[0], "simpool": PALETTE[3]}  # all others are grey
+NAMES |= POOLINGS
 
 
 def use_style() -> None:
@@ -68,7 +87,8 @@ def hide_patches(image: Tensor, mask: Tensor, grid: tuple[int, int], *, grey: fl
 def bars(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
     """Bars of a table with rows named as in ``NAMES``, one group a column; a column ``<name> ±`` gives error bars."""
     columns = [c for c in table if not c.endswith("±")]
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns), 3.0), squeeze=False)
+    width = max(3.4, 0.45 * len(table))
+    figure, axes = plt.subplots(1, len(columns), figsize=(width * len(columns), 3.0), squeeze=False)
     for axis, column in zip(axes[0], columns):
         values = table[column].dropna()
         errors = table[f"{column} ±"].reindex(values.index) if f"{column} ±" in table else None

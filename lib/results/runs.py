@@ -29,11 +29,8 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's place in the store.
-
-    ``entry`` is scale/name, ``config`` the resolved configuration as plain data.
-    """
+class Result:
+    """Something that is computed once and kept: a configuration, a place in the store, figures with their provenance."""
 
     entry: str
     experiment: str
@@ -49,12 +46,85 @@ class Run:
         return self.entry.partition("/")[0]
 
     @property
+    def file(self) -> Path:
+        raise NotImplementedError
+
+    @property
+    def command(self) -> str:
+        """That makes it, without the overrides."""
+        raise NotImplementedError
+
+    @property
+    def finished(self) -> bool:
+        return self.file.is_file()
+
+    def result(self) -> dict:
+        """Figures and provenance of what is finished.
+
+        Raises:
+            ValueError: it is not finished, or its result is damaged.
+        """
+        if not self.file.is_file():
+            raise ValueError(f"{self.file}: not finished; make it with {self.command}")
+        try:
+            return json.loads(self.file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.file}: damaged ({error}); delete it to evaluate the run again") from error
+
+    @property
+    def metrics(self) -> dict:
+        return self.result()["metrics"]
+
+    def finish(self, metrics: dict, *, data: dict[str, str], device: torch.device, seconds: float | None = None) -> None:
+        """Write the result, which marks it as finished."""
+        result = {
+            "entry": self.entry,
+            "key": self.key,
+            "command": self.command,
+            "config": self.config,
+            "metrics": metrics,
+            "seconds": None if seconds is None else round(seconds, 1),
+            "data": data,
+            **provenance(device),
+        }
+        write_atomically(self.file, json.dumps(result, indent=1))
+
+    def record(self) -> Path:
+        """Append the result to ``records/``, unless it is there.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: not finished, or of the smoke scale, whose figures are no evidence.
+        """
+        if self.scale == "smoke":
+            raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
+        file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if self.key not in {line["key"] for line in read_lines(file)}:
+                append_line(file, self.result())
+        return file
+
+
+class Run(Result):
+    """A training run's place in the store.
+
+    ``entry`` is scale/name, ``config`` the resolved configuration as plain data.
+    """
+
+    @property
     def folder(self) -> Path:
         return paths.runs_folder() / f"{self.entry}-{self.key}"
 
     @property
-    def finished(self) -> bool:
-        return (self.folder / RESULT).is_file()
+    def file(self) -> Path:
+        return self.folder / RESULT
+
+    @property
+    def command(self) -> str:
+        return f"python -m lib.train {self.entry}"
 
     @contextmanager
     def lock(self):
@@ -63,24 +133,6 @@ class Run:
         with FileLock(self.folder / "lock"):
             write_atomically(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
             yield
-
-    def result(self) -> dict:
-        """Figures and provenance of a finished run.
-
-        Raises:
-            ValueError: the run is not finished, or its result is damaged.
-        """
-        file = self.folder / RESULT
-        if not file.is_file():
-            raise ValueError(f"{file}: the run is not finished; train it with python -m lib.train {self.entry}")
-        try:
-            return json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: damaged ({error}); delete it to evaluate the run again") from error
-
-    @property
-    def metrics(self) -> dict:
-        return self.result()["metrics"]
 
     def log(self) -> pd.DataFrame:
         """The run's log, a row a line."""
@@ -98,36 +150,21 @@ class Run:
         except Exception as error:
             raise ValueError(f"{file}: missing or damaged weights ({error})") from error
 
-    def finish(self, metrics: dict, *, seconds: float, data: dict[str, str], device: torch.device) -> None:
-        """Write the result, which marks the run as finished."""
-        result = {
-            "entry": self.entry,
-            "key": self.key,
-            "config": self.config,
-            "metrics": metrics,
-            "seconds": round(seconds, 1),
-            "data": data,
-            **provenance(device),
-        }
-        write_atomically(self.folder / RESULT, json.dumps(result, indent=1))
 
-    def record(self) -> Path:
-        """Append the result to ``records/``, unless it is there.
+class Measurement(Result):
+    """A measurement of a run, kept in the run's folder; its configuration is the run's and its own settings."""
 
-        Returns:
-            The file.
+    def __init__(self, run: Run, name: str, settings: dict):
+        super().__init__(run.entry, name, run.config | {f"{name}.{key}": value for key, value in settings.items()})
+        object.__setattr__(self, "run", run)
 
-        Raises:
-            ValueError: the run is not finished, or of the smoke scale, whose figures are no evidence.
-        """
-        if self.scale == "smoke":
-            raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
-        file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if self.key not in {line["key"] for line in read_lines(file)}:
-                append_line(file, self.result())
-        return file
+    @property
+    def file(self) -> Path:
+        return self.run.folder / f"{self.experiment}-{self.key}.json"
+
+    @property
+    def command(self) -> str:
+        return f"python -m lib.measure {self.experiment} {self.entry}"
 
 
 def open_run(entry: str, experiment: str, config) -> Run:
@@ -148,8 +185,7 @@ def records(experiment: str | None = None) -> pd.DataFrame:
             for line in lines.values():
                 flat = {f"{part}.{name}": value for part in ("config", "metrics") for name, value in line[part].items()}
                 rest = {name: value for name, value in line.items() if name not in ("config", "metrics")}
-                command = f"python -m lib.train {line['entry']}" if "entry" in line else f"python -m benchmarks {line['config']['row']}"
-                rows.append({"scale": file.parent.name, "experiment": file.stem, "command": command, "seconds": None, **rest, **flat})
+                rows.append({"scale": file.parent.name, "experiment": file.stem, "seconds": None, **rest, **flat})
     return pd.DataFrame(rows)
 
 

@@ -4,50 +4,61 @@ import pandas as pd
 
 from lib.results import runs
 
+METRICS = {"knn": "k-NN, %", "accuracy": "top-1 accuracy, %"}
 
-def recorded(experiment: str, masking: str | None = None) -> pd.DataFrame:
+
+def recorded(experiment: str, **chosen) -> pd.DataFrame:
     """Recorded runs of an experiment.
 
+    Args:
+        experiment: a file of ``records/``.
+        chosen: keys of the configuration and the values to keep, ``masking="block"`` for one.
+
     Returns:
-        A row a run, named by scale and entry: ``setting, masking, seed, data, device, seconds`` and every metric.
+        A row a run, named by entry and seed: ``setting``, the entry, and by their own names all keys of the configuration, all
+        metrics, ``device`` and ``seconds``.
     """
     records = runs.records(experiment)
     if records.empty:
-        return pd.DataFrame(columns=["setting", "masking", "seed", "data", "device", "seconds", "knn", "untrained_knn"])
-    table = records.rename(columns=lambda name: name.removeprefix("metrics."))
-    table = table.assign(setting=table.entry, masking=table["config.masking"], seed=table["config.seed"], data=table["config.data"])
-    if masking is not None:
-        table = table[table.masking == masking]
+        return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *chosen])
+    table = records.rename(columns=lambda name: name.removeprefix("metrics.").removeprefix("config."))
+    table = table.loc[:, ~table.columns.duplicated()].assign(setting=table.entry)
+    for key, value in chosen.items():
+        table = table[table[key] == value]
     return table.set_index(table.entry + ", seed " + table.seed.astype(str))
 
 
-def spread(table: pd.DataFrame, metrics=("knn", "untrained_knn")) -> pd.DataFrame:
-    """Mean, standard deviation over seeds and number of runs, by setting and strategy; ``table`` is from ``recorded``."""
+def spread(table: pd.DataFrame, field: str, metrics=("knn", "untrained_knn")) -> pd.DataFrame:
+    """Mean over seeds of the metrics, the first one's standard deviation, and the number of runs, by setting and ``field``.
+
+    ``table`` is from ``recorded``.
+    """
     if table.empty:
         return pd.DataFrame()
-    grouped = table.groupby(["setting", "masking"], sort=False)
-    columns = {metric: grouped[metric].mean() for metric in metrics}
+    grouped = table.groupby(["setting", field], sort=False)
+    columns = {metric: grouped[metric].mean() for metric in metrics if metric in table}
     return pd.DataFrame(columns).assign(std=grouped[metrics[0]].std(), runs=grouped.size(), minutes=grouped.seconds.mean() / 60)
 
 
-def beside_paper(evidence: pd.DataFrame, published: pd.Series) -> pd.DataFrame:
+def beside_paper(evidence: pd.DataFrame, published: pd.Series, metric: str = "knn") -> pd.DataFrame:
     """A column a recorded setting beside the paper's; ``<setting> ±`` is the standard deviation over seeds."""
     table = pd.DataFrame({"paper": published})
     for setting in evidence.index.unique("setting") if len(evidence) else ():
         here = evidence.loc[setting]
-        table[setting] = here.knn
+        table = table.reindex(table.index.union(here.index, sort=False))
+        table[setting] = here[metric]
         if here["std"].notna().any():
             table[f"{setting} ±"] = here["std"]
     return table
 
 
-def knn_curves(experiment: str, strategies: list[str]) -> pd.DataFrame:
-    """Recorded k-NN accuracy over the epochs: ``setting, masking, seed, epoch`` and ``k-NN, %``."""
+def recorded_curves(experiment: str, field: str, values: list[str], metric: str = "knn") -> pd.DataFrame:
+    """A recorded metric over the epochs, for some values of a field: ``setting``, the field, ``seed, epoch`` and the metric in percent."""
     table = recorded(experiment)
     rows = []
-    for _, line in table[table.masking.isin(strategies)].iterrows():
-        rows += [(line.setting, line.masking, line.seed, int(epoch), knn) for epoch, knn in line.knn_curve]
-    return pd.DataFrame(rows, columns=["setting", "masking", "seed", "epoch", "k-NN, %"])
+    for _, line in table[table[field].isin(values)].iterrows() if len(table) else ():
+        rows += [(line.setting, line[field], line.seed, int(epoch), value) for epoch, value in line[f"{metric}_curve"]]
+    return pd.DataFrame(rows, columns=["setting", field, "seed", "epoch", METRICS[metric]])
 
 
 def provenance(experiment: str | None = None) -> pd.DataFrame:
@@ -55,7 +66,7 @@ def provenance(experiment: str | None = None) -> pd.DataFrame:
     records = runs.records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["experiment", "runs", "minutes", "device", "commits"])
-    grouped = records.groupby(["command", "experiment", "device"], sort=False)
+    grouped = records.assign(seconds=records.seconds.astype(float)).groupby(["command", "experiment", "device"], sort=False)
     table = pd.DataFrame({"runs": grouped.size(), "minutes": (grouped.seconds.mean() / 60).round(1).astype(object).fillna("")})
     table["commits"] = grouped.commit.unique().map(", ".join)
     return table.reset_index().set_index("command")

@@ -86,7 +86,7 @@ table.rename(index=NAMES).round(1)
 # Recorded runs on real images, mean over seeds. `records/` holds each with its configuration, device and commit.
 
 # %% tags=["nbval-ignore-output"]
-evidence = spread(recorded("strategies"))
+evidence = spread(recorded("strategies"), "masking")
 evidence.rename(index=NAMES, level="masking").round(2)
 
 # %% tags=["nbval-ignore-output"]

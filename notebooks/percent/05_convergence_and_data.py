@@ -74,9 +74,9 @@ log.groupby("masking")[["cls", "patch"]].agg(["first", "last"]).round(2)
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import curves
-from lib.results.tables import knn_curves
+from lib.results.tables import recorded_curves
 
-history = knn_curves("strategies", strategies)
+history = recorded_curves("strategies", "masking", strategies)
 if len(history):
     curves(history, x="epoch", y="k-NN, %", title="k-NN accuracy during pre-training (recorded)")
 history.pivot_table(index=["setting", "epoch"], columns="masking", values="k-NN, %").round(1) if len(history) else "no recorded runs yet"
