@@ -219,7 +219,7 @@ def literal_cls(x, grid, w, heads=4, iterations=1):
     return [token], [attention]
 
 
-def literal_cait(x, grid, w, heads=4, iterations=1, layer_scale=1e-5, eps=1e-5):
+def literal_cait(x, grid, w, heads=4, iterations=1, layer_scale=1e-5, eps=1e-6):
     token, normed = w["initial"][0], layer_norm(x, w, "block.norm1", eps)
     for _ in range(iterations):
         query = linear(layer_norm(token, w, "block.norm1", eps), w, "block.attn.q")

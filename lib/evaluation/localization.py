@@ -5,9 +5,12 @@ boxes of all binarisations of a map come from two component trees, that of the f
 """
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+
+from lib.data.views import center_view
 
 CONTOURS = ("all", "largest")
 CENTRED_SIDES = np.arange(10, 101) / 100  # sides of the centred boxes, as fractions of the image's
@@ -270,3 +273,90 @@ def _merges(basins: np.ndarray, count: int, byte: np.ndarray, offsets: list[int]
             parent[j] = i
             merges.append((j, i, height))
     return merges
+
+
+# ---- of a network -----------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def localization_maps(network: nn.Module, source, *, size: int, crop: float = 1.0, batch_size: int = 128) -> dict[str, Tensor]:
+    """Where a network looks, for every image's centre view.
+
+    Args:
+        network: with ``features``; it is left in evaluation mode.
+        source: a ``lib.data.Bank`` or ``Stream`` of M images.
+        size: pixels a side that the network sees.
+        crop: part of the shorter side that is cut out.
+        batch_size: images at a time.
+
+    Returns:
+        Float32[M, H, W] on the network's grid, on the CPU: ``"attention"``, the pooled token's, mean over heads, where the
+        pooling has one that depends on the image; ``"cam"``, the class activation map (Zhou et al., 2016) of the class that
+        the network itself names, where it is a classifier.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    maps = {"attention": [], "cam": []}
+    for images, sizes, _ in source.batches(torch.arange(len(source)).split(batch_size)):
+        features = network.features(center_view(images, size, crop=crop, sizes=sizes).to(device))
+        if features.attention is not None:
+            maps["attention"].append(features.attention.float().mean(1).unflatten(1, features.grid).cpu())
+        if isinstance(network.classifier, nn.Linear):
+            named = network.classify(features.cls).argmax(1)
+            cam = torch.einsum("bnd,bd->bn", features.patches, network.classifier.weight[named])
+            maps["cam"].append(cam.float().unflatten(1, features.grid).cpu())
+    found = {name: torch.cat(parts) for name, parts in maps.items() if parts}
+    spread = found["attention"].flatten(1) if "attention" in found else torch.zeros(1, 1)
+    if torch.equal(spread.amin(1), spread.amax(1)):
+        found.pop("attention", None)
+    return found
+
+
+def measure_localization(
+    network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float = 1.0, box_size: int = 224, progress: bool = False
+) -> dict[str, float]:
+    """MaxBoxAccV2 of a network's maps and the share of its attention that lies in the objects' boxes, in percent.
+
+    Args:
+        network, untrained: the trained network and the one from which it started.
+        source: a ``lib.data.Stream`` whose table has ``boxes`` for every image.
+        size, crop: as in ``localization_maps``.
+        box_size: pixels a side at which maps and boxes are compared.
+        progress: show bars.
+
+    Returns:
+        ``attention_maxbox``, ``cam_maxbox`` (the mean over IoU levels; ``…_30`` and so on are single levels) and
+        ``attention_mass``, the same with ``untrained_`` before them, ``whole_image_maxbox``, ``centred_box_maxbox``,
+        ``box_area`` (what evenly spread attention has inside the boxes), and ``images``, their number.
+    """
+    sizes = torch.cat([sizes for _, sizes, _ in source.batches(torch.arange(len(source)).split(512))]).cpu()
+    boxes = [boxes_in_view(torch.tensor(b), s, crop, box_size) for b, s in zip(source.table["boxes"].to_pylist(), sizes)]
+    inside = torch.stack([_cover(found, box_size) for found in boxes])  # [M, box_size, box_size]
+    figures = {"images": float(len(boxes)), "box_area": 100 * inside.mean().item()}
+    for name, trivial in trivial_accuracy(boxes, image_size=box_size).items():
+        figures[f"{name.replace(' ', '_')}_maxbox"] = trivial["mean"]
+    for prefix, net in (("", network), ("untrained_", untrained)):
+        for name, maps in localization_maps(net, source, size=size, crop=crop).items():
+            for level, value in max_box_accuracy(maps, boxes, image_size=box_size, progress=progress).items():
+                figures[f"{prefix}{name}_maxbox" + ("" if level == "mean" else f"_{100 * level:.0f}")] = value
+            if name == "attention":
+                cover = F.adaptive_avg_pool2d(inside, maps.shape[1:])
+                share = (maps * cover).sum((1, 2)) / maps.sum((1, 2))
+                figures[f"{prefix}attention_mass"] = 100 * share.mean().item()
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def boxes_in_view(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
+    """Boxes [n, 4] of an image of (height, width) ``original`` as the centre view shows them at ``size`` pixels, cut at its edges."""
+    height, width = original.tolist()
+    side = min(height, width) * crop
+    offset = torch.tensor([(width - side) / 2, (height - side) / 2] * 2)
+    return ((boxes - offset) * (size / side)).clamp(0, size - 1)
+
+
+def _cover(boxes: Tensor, size: int) -> Tensor:
+    """Float[size, size], 1 inside any of the boxes."""
+    places = torch.arange(size) + 0.5
+    x = (places > boxes[:, 0:1]) & (places < boxes[:, 2:3])  # [n, size]
+    y = (places > boxes[:, 1:2]) & (places < boxes[:, 3:4])
+    return (y[:, :, None] & x[:, None, :]).any(0).float()

@@ -55,6 +55,10 @@ class Variables:
         return x.mT.unflatten(2, (height, width))
 
 
+def _fits(grid, tokens: int) -> bool:
+    return isinstance(grid, (tuple, list)) and len(grid) == 2 and min(grid) > 0 and grid[0] * grid[1] == tokens
+
+
 def _square(tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)
     if side * side != tokens:
@@ -128,14 +132,15 @@ class Pooling(nn.Module):
                 t.S = self.s(t)
             if self.h is not None:
                 t.A = self.h(t)
-            t.V = self.phi_V(t)
+            if self.phi_V is not None:
+                t.V = self.phi_V(t)
             if self.f is not None:
                 t.Z = self.f(t).mean(t.V, t.A)
             if self.phi_X is not None and (self.phi_U is None or iteration + 1 < self.iterations):
                 t.X = self.phi_X(t)
             if self.phi_U is not None:
                 t.U = self.phi_U(t)
-        vectors = t.U if self.phi_U is not None else t.X.mean(1, keepdim=True)
+        vectors = (t.U if self.phi_U is not None else t.X.mean(1, keepdim=True)).to(x.dtype)
         return Pooled(vectors.squeeze(1) if vectors.shape[1] == 1 else vectors, None if t.A is None else _maps(t.A))
 
     def variables(self, x: Tensor, grid: tuple[int, int] | None = None) -> Variables:
@@ -144,8 +149,8 @@ class Pooling(nn.Module):
             return Variables(x.flatten(2).mT, (x.shape[2], x.shape[3]))
         if x.ndim != 3 or x.shape[2] != self.dim or not x.numel():
             raise ValueError(f"x: got shape {tuple(x.shape)}, accepts tokens [B, N, {self.dim}] or maps [B, {self.dim}, H, W]")
-        if grid is not None and grid[0] * grid[1] != x.shape[1]:
-            raise ValueError(f"grid: got {tuple(grid)} for {x.shape[1]} tokens, accepts (H, W) with H * W tokens")
+        if grid is not None and not _fits(grid, x.shape[1]):
+            raise ValueError(f"grid: got {grid} for {x.shape[1]} tokens, accepts (H, W) with H * W tokens")
         return Variables(x, grid)
 
 
@@ -198,15 +203,18 @@ class Power:
         negative -> Float[..., k, D]. Values are scaled by the largest of their channel, so that no power overflows.
         """
         if self.gamma == 1:
-            return attention.mT @ values
+            return attention.mT.to(values.dtype) @ values
         if self.gamma == 0:
-            return (attention.mT @ values.log()).exp()
+            return (attention.mT.to(values.dtype) @ values.log()).exp()
         if self.gamma == math.inf:
             seen = torch.where(attention.mT.unsqueeze(-1) > 0, values.unsqueeze(-3), -math.inf)  # [..., k, N, D]
             return seen.amax(-2)
-        scale = values.detach().amax(-2, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-        powers = attention.mT @ (values / scale).pow(self.gamma)
-        return powers.clamp(min=torch.finfo(powers.dtype).tiny).pow(1 / self.gamma) * scale
+        tiny, largest = torch.finfo(values.dtype).tiny, torch.finfo(values.dtype).max
+        weights, values = attention.mT.unsqueeze(-1), values.unsqueeze(-3)  # [..., k, N, 1], [..., 1, N, D]
+        scale = torch.where(weights > 0, values, 0).detach().amax(-2, keepdim=True).clamp(min=tiny)
+        powers = (values / scale).clamp(max=largest ** (0.5 / max(self.gamma, 1))).pow(self.gamma)
+        mean = (weights * powers).sum(-2)  # not a matrix product, which autocast would take in half precision
+        return mean.clamp(min=tiny).pow(1 / self.gamma) * scale.squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,9 @@ class Exponential:
 
     def mean(self, values: Tensor, attention: Tensor) -> Tensor:
         """log(A^T exp(tau V)) / tau, shapes as in ``Power.mean``; no exponential overflows."""
-        logits = self.tau * values.unsqueeze(-3) + attention.mT.log().unsqueeze(-1)  # [..., k, N, D]
+        weights = attention.mT.unsqueeze(-1)  # [..., k, N, 1]
+        logits = self.tau * values.unsqueeze(-3) + torch.where(weights > 0, weights, 1).log()
+        logits = torch.where(weights > 0, logits, -math.inf)
         return logits.logsumexp(-2) / self.tau
 
 
@@ -252,7 +262,9 @@ def dot_product(self, t: Variables) -> Tensor:
 
 @part("-|x-y|^2")
 def negative_distance(self, t: Variables) -> Tensor:
-    return 2 * t.K @ t.Q.mT - t.K.square().sum(-1, keepdim=True) - t.Q.square().sum(-1).unsqueeze(-2)
+    centre = t.K.detach().mean(-2, keepdim=True)  # far from the origin, squares would cancel
+    K, Q = t.K - centre, t.Q - centre
+    return 2 * K @ Q.mT - K.square().sum(-1, keepdim=True) - Q.square().sum(-1).unsqueeze(-2)
 
 
 @part("1_p/p")

@@ -74,8 +74,7 @@ class GeM(Pooling, name="gem"):
 
     def __init__(self, dim: int, gamma: float = 2.0, *, sums: bool = False):
         super().__init__(dim)
-        if not gamma > 0:
-            raise ValueError(f"gamma: got {gamma!r}, accepts a number above 0")
+        _check_positive("gamma", gamma)
         self.gamma, self.sums = float(gamma), sums
 
     @part("1_p/p")
@@ -104,8 +103,7 @@ class LSE(Pooling, name="lse"):
 
     def __init__(self, dim: int, tau: float = 10.0):
         super().__init__(dim)
-        if not tau > 0:
-            raise ValueError(f"tau: got {tau!r}, accepts a number above 0")
+        _check_positive("tau", tau, finite=True)
         self.tau = nn.Parameter(torch.tensor(float(tau)))
 
     @part("exp(tau x)")
@@ -164,8 +162,7 @@ class OTK(Pooling, name="otk"):
         super().__init__(dim)
         _check_count("k", k)
         _check_count("iterations", iterations)
-        if not eps > 0:
-            raise ValueError(f"eps: got {eps!r}, accepts a number above 0")
+        _check_positive("eps", eps)
         self.eps, self.sinkhorn = eps * dim, iterations
         self.initial = nn.Parameter(torch.randn(k, dim))
         self.psi = nn.Sequential(nn.Linear(dim, dim), nn.ReLU())
@@ -173,7 +170,7 @@ class OTK(Pooling, name="otk"):
     @part("Sinkhorn(exp(S/eps))")
     def h(self, t: Variables) -> Tensor:
         """Balanced so that tokens count alike, then references; columns sum to 1."""
-        logits = t.S.float() / self.eps
+        logits = t.S.to(torch.promote_types(t.S.dtype, torch.float32)) / self.eps
         for _ in range(self.sinkhorn):
             logits = logits.log_softmax(-1).log_softmax(-2)
         return logits.exp().to(t.S.dtype)
@@ -312,7 +309,7 @@ class GE(Pooling, name="ge"):
 
     def __init__(self, dim: int, extent: int = 2):
         super().__init__(dim)
-        if extent < 2 or extent & (extent - 1):
+        if not isinstance(extent, int) or extent < 2 or extent & (extent - 1):
             raise ValueError(f"extent: got {extent!r}, accepts a power of two of at least 2")
         layers = []
         for _ in range(extent.bit_length() - 1):
@@ -350,7 +347,7 @@ class CBAM(Pooling, name="cbam"):
 
     def __init__(self, dim: int, reduction: int = 16, *, kernel: int = 7):
         super().__init__(dim)
-        if kernel < 1 or kernel % 2 == 0:
+        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel: got {kernel!r}, accepts an odd number")
         self.gates = _squeeze_excite(dim, reduction)
         self.conv = ConvNormAct(1, 1, kernel, apply_act=False)
@@ -445,6 +442,7 @@ class CaiT(Pooling, name="cait"):
         _check_count("iterations", iterations)
         self.heads, self.iterations = heads, iterations
         self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+        _check_positive("layer_scale", layer_scale)
         self.block = LayerScaleBlockClassAttn(
             dim, heads, qkv_bias=True, init_values=layer_scale, norm_layer=partial(nn.LayerNorm, eps=1e-6)
         )
@@ -483,6 +481,11 @@ def _channel_gate(gates: nn.Module, x: Tensor) -> Tensor:
     """timm's gate of a pooled vector [B, 1, D], without its own pooling and multiplication."""
     squeezed = gates.act(gates.bn(gates.fc1(x.mT.unsqueeze(-1))))  # [B, D / reduction, 1, 1]
     return gates.gate(gates.fc2(squeezed)).squeeze(-1).mT
+
+
+def _check_positive(name: str, value: float, *, finite: bool = False) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value or (finite and value == math.inf):
+        raise ValueError(f"{name}: got {value!r}, accepts a number above 0")
 
 
 def _check_count(name: str, value: int) -> None:

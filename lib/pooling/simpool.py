@@ -42,7 +42,7 @@ class SimPool(Pooling, name="simpool"):
 
     def __init__(self, dim: int, gamma: float | None = None, *, beta: bool = False, num_heads: int = 1, min_scope: str = "image"):
         super().__init__(dim)
-        if gamma is not None and not gamma > 0:
+        if gamma is not None and (not isinstance(gamma, (int, float)) or not gamma > 0):
             raise ValueError(f"gamma: got {gamma!r}, accepts None or a number above 0")
         if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads: got {num_heads!r}, accepts divisors of dim = {dim}")
@@ -105,10 +105,11 @@ class SimPool(Pooling, name="simpool"):
         values = self.norm_patches(X)  # [B, N, D]
         query = self.wq(X.mean(1)).unflatten(1, (self.num_heads, -1))  # [B, m, d]
         folded = torch.einsum("bmd,mdc->bmc", query * self.scale, self.wk.weight.unflatten(0, (self.num_heads, -1)))
-        attention = over_tokens(values @ folded.mT)  # [B, N, m]
+        scores = values @ folded.mT
+        attention = scores.softmax(1, dtype=torch.promote_types(scores.dtype, torch.float32))  # [B, N, m]
         values = split_heads(self.shifted(values), self.num_heads)  # [B, m, N, d]
         weights = attention.mT.unsqueeze(-1).to(values.dtype)  # [B, m, N, 1]
         vector = self.f(None).mean(values, weights).flatten(1)  # [B, D]
         if self.beta is not None:
             vector = vector + self.beta
-        return Pooled(vector.to(x.dtype), attention.mT)
+        return Pooled(vector.to(x.dtype), attention.mT.to(scores.dtype))
