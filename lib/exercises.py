@@ -6,6 +6,7 @@ import torch
 
 from lib.distillation.losses import DINOLoss
 from lib.masking import attention_mask
+from lib.models import create_model
 from lib.pooling import create_pooling, landscape, pooling_names
 from lib.results.papers import claims, paper_table
 from lib.results.verdicts import interval
@@ -125,3 +126,20 @@ def cait_and_simpool(answer: set | None) -> None:
     """12: the parts of the algorithm that differ."""
     rows = landscape().loc[["cait", "simpool"], "U0":]
     check(answer, lambda: set(answer) == set(rows.columns[rows.loc["cait"] != rows.loc["simpool"]]))
+
+
+def extra_parameters(answer: int | None) -> None:
+    """13: parameters of ViT-B with SimPool less those with a class token."""
+
+    def right() -> bool:
+        with torch.device("meta"):
+            counts = [sum(p.numel() for p in create_model("vit_base_patch16_224", pooling=name).parameters()) for name in ("simpool", None)]
+        return answer == counts[0] - counts[1]
+
+    check(answer, right)
+
+
+def largest_gain(answer: str | None) -> None:
+    """14: the architecture that gains most k-NN from SimPool in the paper."""
+    table = paper_table("simpool", "self_supervised")
+    check(answer, lambda: answer == (table.loc["simpool"] - table.loc["baseline"]).filter(like="knn").idxmax().removesuffix("_knn"))

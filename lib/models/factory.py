@@ -63,6 +63,7 @@ def create_model(
         if mask_token:
             raise ValueError(f"mask_token: got True for {arch}, convolutional networks accept False")
         model = _convolutional(arch, pretrained, dict(num_classes=num_classes) | options)
+    model.pooling = None
     if method is not None:
         model.pooling = create_pooling(method, model.num_features, **(pooling_options or {}))
     elif pooling_options:

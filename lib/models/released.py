@@ -124,29 +124,26 @@ def load_released_head(path: str | Path, *, weights: str = "teacher", tokens: st
 
 
 def _read(path: str | Path) -> Mapping:
-    """What torch.save wrote: tensors, plain values, argparse.Namespace, and NumPy's numbers and arrays; all else is refused."""
+    """What torch.save wrote: tensors, plain values, argparse.Namespace and NumPy's numbers; all else is refused."""
     if not Path(path).is_file():
         raise ValueError(f"path: got {path}, no such file; accepts a released checkpoint")
     try:
         with torch.serialization.safe_globals(_harmless()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        found = re.search(r"GLOBAL (\S+) was not an allowed|(?:loads|with) (\S+?),? (?:whose module|.*blocked)", str(error))
-        refused = f"it wants to call {found[1] or found[2]}, which was not executed" if found else f"damaged ({type(error).__name__})"
-        raise ValueError(f"path: {path} cannot be read: {refused}; accepts files with weights and plain values only") from error
+        found = re.search(r"GLOBAL (\S+) (?:was|whose)", str(error))  # torch names the object that it refused to make
+        why = f"it holds {found[1]}, which was not executed" if found else f"damaged, or not torch.save's ({type(error).__name__})"
+        raise ValueError(f"path: {path} cannot be read: {why}; accepts files with weights and plain values only") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"path: {path} holds a {type(checkpoint).__name__}, accepts a dictionary")
     return checkpoint
 
 
 def _harmless() -> list:
-    """What checkpoints hold beside tensors, each by all the names that it had: NumPy 2 moved its core."""
-    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
-    made_by = {type(np.float64(0).__reduce__()[0]): None}  # built-in functions; see the two below
-    functions = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
-    assert len(made_by) == 1
-    named = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")]
-    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, *named]
+    """What these checkpoints hold beside tensors: parsed arguments, and single NumPy numbers such as learning rates."""
+    numbers = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    scalar = np.float64(0).__reduce__()[0]
+    return [argparse.Namespace, np.dtype, *numbers, *[(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]]
 
 
 def _chosen(checkpoint: Mapping, path: str | Path, weights: str) -> dict[str, Tensor]:
@@ -205,12 +202,11 @@ def _settings(stored: dict[str, Tensor], checkpoint: Mapping, path: str | Path, 
 
 
 def _gamma(args, usual: float, beta: bool, self_supervised_vit: bool) -> float | None:
-    """SimPool's exponent, which is no parameter."""
-    if beta or self_supervised_vit:
-        recorded = usual if beta else None  # the authors' ViT has a beta exactly when it has a gamma
-        return recorded
+    """SimPool's exponent, which is no parameter. The authors' self-supervised ViT has a beta exactly when it has a gamma."""
+    if self_supervised_vit:
+        return usual if beta else None
     recorded = getattr(args, "gamma", usual)
-    return recorded
+    return usual if recorded is None and beta else recorded
 
 
 def _sizes(stored: dict[str, Tensor], path: str | Path) -> dict:

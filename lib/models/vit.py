@@ -25,7 +25,6 @@ class ViT(Model, VisionTransformer):
             to the new size, and for networks without a class token even where the grid is the same; else as timm does it.
     """
 
-    pooling: nn.Module | None = None
     norm_after: bool = False
     released_positions: bool = False
 
