@@ -7,8 +7,9 @@ from torchvision.transforms import v2
 from benchmarks import literal
 from benchmarks.measure import Row
 from lib import recipes
-from lib.data.views import make_views, multi_crop_recipe
+from lib.data.views import make_views, multi_crop_recipe, normalise
 from lib.distillation.methods import Distillation
+from lib.models import create_model
 from lib.train import build, configure
 from lib.training import clip_each, make_optimizer, seed_step
 
@@ -86,8 +87,36 @@ def views(device):
     return (lambda: [[crop.to(device) for crop in batch] for batch in loader]), batched
 
 
+def _classifier_step(pooling: str | None, device):
+    """A supervised step of ViT-S/16 at 224 px on four images."""
+    torch.manual_seed(0)
+    options = dict(gamma=1.25) if pooling == "simpool" else None
+    network = create_model("vit_small_patch16_224", pooling=pooling, pooling_options=options, num_classes=1000).to(device).train()
+    optimizer = make_optimizer(network)
+    images, labels = normalise(_images(4, 224, device).float() / 255), torch.arange(4, device=device)
+
+    def step() -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def simpool_cls(device):
+    return _classifier_step("simpool", device), _classifier_step(None, device)
+
+
+def simpool_gap(device):
+    return _classifier_step("simpool", device), _classifier_step("gap", device)
+
+
 ROWS = {
     "ibot_step": Row("iBOT step: literal / ours", "time >= 1.8, memory >= 1.54", ibot_step, memory=True),
     "views": Row("multi-crop: torchvision an image, 2 workers / ours", "time >= 4", views),
+    "simpool_cls": Row("ViT-S/16 step: SimPool / [CLS]", "time <= 1.05", simpool_cls, memory=True, metric="simpool_step_ratio"),
+    "simpool_gap": Row("ViT-S/16 step: SimPool / GAP", "time <= 1.05", simpool_gap, memory=True),
     "attmask_cost": Row("iBOT step: AttMask-High / random masking", "time <= 1.01", attmask_cost, metric="attmask_step_ratio"),
 }

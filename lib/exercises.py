@@ -143,3 +143,24 @@ def largest_gain(answer: str | None) -> None:
     """14: the architecture that gains most k-NN from SimPool in the paper."""
     table = paper_table("simpool", "self_supervised")
     check(answer, lambda: answer == (table.loc["simpool"] - table.loc["baseline"]).filter(like="knn").idxmax().removesuffix("_knn"))
+
+
+def even_attention_mass(answer: float | None) -> None:
+    """15: attention mass of an even map, in percent."""
+    check(answer, lambda: abs(answer - 30) < 1)
+
+
+def blocks_for_simpool(answer: float | None) -> None:
+    """18: SimPool's parameters in blocks of ViT-S."""
+
+    def right() -> bool:
+        with torch.device("meta"):
+            block = create_model("vit_small_patch16_224", depth=1).blocks[0]
+        return abs(answer - (2 * 384**2 + 2 * 384) / sum(p.numel() for p in block.parameters())) < 0.006
+
+    check(answer, right)
+
+
+def guidance(answer: float | None) -> None:
+    """19: a difference of differences."""
+    check(answer, lambda: answer == (34 - 32) - (33 - 30))

@@ -1,6 +1,7 @@
-"""One measurement of a finished run: what its network is worth beyond the figures that training leaves.
+"""Measurements of networks that are trained already: of a finished run, or of a checkpoint that the authors released.
 
 python -m lib.measure localization small/supervised_cpu pooling=simpool seed=0 --record
+python -m lib.measure released attmask_high checkpoint.pth
 """
 
 import argparse
@@ -8,12 +9,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lib import recipes
-from lib.data.bank import Stream
+from lib.data.bank import Stream, bank
 from lib.data.loading import read_table
+from lib.evaluation.classification import classifier_accuracy
+from lib.evaluation.features import pooled_features
+from lib.evaluation.knn import evaluate_knn
 from lib.evaluation.localization import measure_localization
+from lib.models import load_released
+from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
@@ -56,18 +63,53 @@ def measure(
     return made
 
 
+def measure_released(name: str, file: str | Path, *, root: str | Path | None = None, device=None, progress: bool = True) -> pd.DataFrame:
+    """k-NN or classification accuracy of a released checkpoint, without training.
+
+    Args:
+        name: an entry of ``released`` in the paper-scale recipes.
+        file: the authors' file.
+        root, device, progress: as in ``measure``.
+
+    Returns:
+        A row a metric, in percent: ``ours, published``.
+
+    Raises:
+        ValueError: an unknown name, a file that is missing, damaged or of another network, or missing data.
+    """
+    settings = recipes.released(name)
+    device = torch.device(device or default_device())
+    network = load_released(file, settings["arch"], source=settings["source"]).to(device)
+    size, view = settings["canvas"], dict(size=settings["size"], crop=settings["crop"], batch_size=settings["batch_size"])
+    test = bank(settings["data"], "validation", size, root=root, device=device, progress=progress)
+    published = settings["published"]
+    if "knn" in published:
+        train = bank(settings["data"], "train", size, root=root, device=device, progress=progress)
+        features = (pooled_features(network, source, progress=progress, **view) for source in (train, test))
+        figures = evaluate_knn(*features, neighbours=settings["knn_k"], num_classes=int(train.labels.max()) + 1, few=False)
+    else:
+        figures = classifier_accuracy(network, test, **view)
+    expected = paper_table(published["paper"], published["table"]).loc[published["row"]]
+    return pd.DataFrame({m: {"ours": figures[m], "published": expected[published[m]]} for m in ("knn", "accuracy") if m in published}).T
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lib.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measurement", choices=MEASUREMENTS)
-    parser.add_argument("entry", metavar="ENTRY", help="recipe entry of a finished run, scale/name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the entry and other values for them")
+    parser.add_argument("measurement", choices=(*MEASUREMENTS, "released"))
+    parser.add_argument("entry", metavar="ENTRY", help="recipe entry of a finished run, scale/name; or the name of a released checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the entry and other values for them; or the checkpoint")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the default is a GPU if there is one")
     parser.add_argument("--root", help="folder of the data set; the default is $COMPANION_DATA, then the Hub")
     parser.add_argument("--record", action="store_true", help="leave a line in records/")
     options = parser.parse_intermixed_args(arguments)
     try:
+        if options.measurement == "released":
+            if len(options.overrides) != 1:
+                raise ValueError(f"file: got {options.overrides}, accepts one file after the name of the released checkpoint")
+            print(measure_released(options.entry, options.overrides[0], root=options.root, device=options.device).round(1).to_string())
+            return 0
         found = find_run(options.entry, **dict(recipes.parse(assignment) for assignment in options.overrides))
         made = measure(options.measurement, found, root=options.root, device=options.device, record=options.record)
     except (ImportError, ValueError) as error:

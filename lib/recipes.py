@@ -85,6 +85,18 @@ def measurement(scale: str, name: str) -> dict:
     return dict(settings[name])
 
 
+def released(name: str) -> dict:
+    """What to measure of a released checkpoint, and where the figures to expect are published.
+
+    Raises:
+        ValueError: no such checkpoint.
+    """
+    known = _read("paper")["released"]
+    if name not in known:
+        raise ValueError(f"name: got {name!r}, accepts {', '.join(known)}")
+    return dict(known[name])
+
+
 def fractions(scale: str, device: str) -> list[float]:
     """The fractions of the data that are compared at a scale on a kind of device."""
     chosen = _read(scale)["fractions"]

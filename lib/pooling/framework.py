@@ -1,4 +1,4 @@
-"""Pooling, once: the algorithm of which every method of the landscape is an instance (SimPool, section 3.2).
+"""Pooling, once: the algorithm of which every method of the landscape is an instance (SimPool, section 3.2)::
 
     U <- U0(X)                      the first pooled vectors
     repeat

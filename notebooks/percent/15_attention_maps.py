@@ -1,0 +1,163 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 15 · Attention maps
+#
+# **CPU, 30 s at smoke scale** · the talk's qualitative figures · before it: 14 (SimPool with DINO) · after it: 16 (localization)
+#
+# **Question.** What do [CLS] and SimPool look at, and does it take self-supervision to look at the object?
+
+# %%
+from lib.results.figures import quote, use_style
+
+use_style()
+quote("simpool-6", "simpool-11")
+
+# %%
+import timm
+import torch
+
+print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
+
+# %% tags=["parameters"]
+scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: the same on Imagenette under $COMPANION_DATA
+images: int = 4  # images to show
+size: int = 64  # pixels a side that the networks see; patches are 8 pixels
+
+# %% [markdown]
+# ## The images, and the rule that chooses them
+#
+# Maps are easy to choose by hand, so a rule chooses: of the split with boxes, in its order, the first image of each class whose boxes
+# cover between 5% and 50% of the picture; then the first `images` of these. The rule sees no network.
+
+# %%
+from lib import recipes
+from lib.data.bank import Stream
+from lib.data.loading import read_table
+from lib.data.views import center_view, denormalise
+from lib.evaluation.localization import boxes_in_view
+
+settings = recipes.measurement(scale, "localization")
+table = read_table(settings["data"], settings["split"])
+table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
+source = Stream(table, settings["canvas"], "cpu")
+pixels, sizes, labels = next(source.batches([torch.arange(len(source))]))
+boxes = [boxes_in_view(torch.tensor(b), s, 1.0, size) for b, s in zip(table["boxes"].to_pylist(), sizes)]
+areas = torch.tensor([((b[:, 2:] - b[:, :2]).prod(1).sum() / size**2).item() for b in boxes])
+suited = [i for i in range(len(boxes)) if 0.05 < areas[i] < 0.5]
+first = {int(labels[i]): i for i in reversed(suited)}
+chosen = sorted(first.values())[:images]
+print(f"{len(suited)} of {len(boxes)} images suit; images {chosen} are shown")
+
+# %% [markdown]
+# ## The networks
+#
+# Recorded checkpoints, one architecture (a Vision Transformer of width 128 and depth 4, patches of 8 pixels), trained on the
+# photographs of Imagenette: with labels and a class token, with labels and SimPool, and without labels (iBOT, class token).
+
+# %%
+from lib.results.checkpoints import checkpoint_names, load_checkpoint
+
+titles = {
+    "supervised_cpu-none": "supervised, [CLS]",
+    "supervised_cpu-simpool": "supervised, SimPool",
+    "ibot_cpu-attmask_high": "iBOT, [CLS]",
+}
+networks = {name: load_checkpoint(name) for name in titles if name in checkpoint_names()}
+view = center_view(pixels[chosen], size, crop=1.0, sizes=sizes[chosen])
+with torch.no_grad():
+    seen = {name: network.features(view) for name, network in networks.items()}
+print({name: tuple(features.attention.shape) for name, features in seen.items()})
+
+# %% [markdown]
+# ## The talk's figure
+#
+# Each row is one network's attention, the mean over its heads. Brighter is more.
+
+# %%
+from lib.results.figures import image_grid
+
+rows = {"image": list(denormalise(view))}
+for name, features in seen.items():
+    rows[titles[name]] = [a.view(features.grid) for a in features.attention.mean(1)]
+image_grid(rows)
+
+# %% [markdown]
+# ## Heads apart
+#
+# [CLS] has several heads, and the mean hides that they differ. SimPool has one map, and nothing to choose between.
+
+# %%
+for name, features in seen.items():
+    if features.attention.shape[1] > 1:
+        heads = [a.view(features.grid) for a in features.attention[0, :3]]
+        image_grid(
+            {titles[name]: [denormalise(view)[0], features.attention[0].mean(0).view(features.grid), *heads]},
+            titles=["image", "mean", "head 1", "head 2", "head 3"],
+        )
+
+# %% [markdown]
+# ## Convolutional networks too
+#
+# A convolutional network has no class token and no attention. With SimPool it gets one; here while it is trained, live, on scenes.
+
+# %% tags=["nbval-ignore-output"]
+from lib.data.scenes import render
+from lib.train import entry_for, load_encoder, run, untrained_encoder
+
+entry = entry_for("smoke", "benchmark")
+scenes = center_view(render(torch.arange(20, 24), size=64).images, 48, crop=1.0)
+maps = {"image": list(denormalise(scenes))}
+found = run(entry, pooling="simpool", progress=False)
+for title, network in {"untrained": untrained_encoder(found), "trained": load_encoder(found)}.items():
+    with torch.no_grad():
+        features = network.features(scenes)
+    maps[f"ResNet + SimPool, {title}"] = [a.view(features.grid) for a in features.attention[:, 0]]
+image_grid(maps)
+
+# %% [markdown]
+# ## As a number
+#
+# The share of the attention that falls into the objects' boxes, over all images with boxes and not the chosen ones; evenly spread
+# attention has the boxes' area. And MaxBoxAccV2, with the trivial boxes beside it.
+
+# %% tags=["nbval-ignore-output"]
+from lib.results.tables import recorded
+
+found = recorded("localization")
+columns = ["attention_mass", "untrained_attention_mass", "box_area", "attention_maxbox", "centred_box_maxbox", "whole_image_maxbox"]
+found.groupby(["setting", "method", "pooling"], sort=False)[columns].mean().round(1) if len(found) else "no records yet"
+
+# %% tags=["nbval-ignore-output"]
+from lib.results.figures import verdict_table
+from lib.results.papers import paper_table
+
+print(paper_table("simpool", "localization"))
+verdict_table("simpool-4", "simpool-6", "simpool-11")
+
+# %% [markdown]
+# ## What would change your mind?
+#
+# A map that is bright on the object is not yet a map *of* the object: objects of photographs are in the middle, and a network that
+# always looks at the middle would look good. The centred box in the table is that network. A map has found something where it beats it.
+#
+# ## Exercises
+#
+# **1.** Evenly spread attention, boxes that cover 30% of the pictures on average: what attention mass do you expect, in percent?
+
+# %%
+from lib import exercises
+
+answer = None
+exercises.even_attention_mass(answer)
+
+# %% [markdown]
+# **2.** Change the rule to the *last* image of each class. Do you still see what you saw?
+#
+# Answers: `solutions/15_solutions.ipynb`.

@@ -1,0 +1,21 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Solutions to 15 · Attention maps
+#
+# **1.** Each patch has the same share, so the mass inside is the covered area: 30%.
+
+# %%
+from lib import exercises
+
+exercises.even_attention_mass(30.0)
+
+# %% [markdown]
+# **2.** Write `first = {int(labels[i]): i for i in suited}`: the last one of a class wins. If the impression depends on it, the number in the table
+# decides, not the picture.
