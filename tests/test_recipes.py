@@ -25,7 +25,7 @@ def test_every_entry_is_complete_and_says_what_it_is(name):
         if field.type is float:
             assert type(getattr(config, field.name)) is float
     assert 0 < config.fraction <= 1 and config.lr > config.lr_final and config.weight_decay <= config.weight_decay_final
-    assert config.train_size % config.patch_size == config.local_size % config.patch_size == 0
+    assert config.train_size % config.patch_size == getattr(config, "local_size", 0) % config.patch_size == 0
 
 
 def test_configurations_have_no_defaults():
@@ -148,27 +148,62 @@ def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
 
 # ---- the papers' settings ---------------------------------------------------------------------------------------------
 
-PUBLISHED = dict(
-    data="imagenet-1k", arch="vit_small_patch16_224", patch_size=16, train_size=224, local_size=96, global_scale=[0.25, 1.0],
-    local_scale=[0.05, 0.25], batch_size=240, epochs=100, lr=5e-4, lr_final=1e-6, warmup_epochs=10.0, weight_decay=0.04,
-    weight_decay_final=0.4, clip=3.0, drop_path=0.1, hidden_dim=2048, bottleneck_dim=256, norm_last_layer=True, freeze_epochs=1,
-    student_temp=0.1, teacher_temp=[0.04, 0.07], teacher_temp_epochs=30, center_momentum=0.9, mask_ratio=[0.1, 0.5],
-    mask_probability=0.5, eval_size=224, eval_crop=0.875, knn_k=[10, 20, 100, 200],
+EVERYWHERE = dict(data="imagenet-1k", train_size=224, eval_size=224, eval_crop=0.875, epochs=100)
+DISTILLED = dict(
+    patch_size=16, local_size=96, global_scale=[0.25, 1.0], local_scale=[0.05, 0.25], lr=5e-4, lr_final=1e-6, warmup_epochs=10.0,
+    weight_decay=0.04, weight_decay_final=0.4, clip=3.0, hidden_dim=2048, bottleneck_dim=256, norm_last_layer=True, freeze_epochs=1,
+    student_temp=0.1, teacher_temp=[0.04, 0.07], teacher_temp_epochs=30, center_momentum=0.9, knn_k=[10, 20, 100, 200],
 )  # fmt: skip
-OWN = {
-    "paper/ibot_20pct": dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6, masking="block"),
-    "paper/ibot_fraction": dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6),
-    "paper/ibot_100pct": dict(method="ibot", fraction=1.0, out_dim=8192, momentum=0.996, local_crops=10),
-    "paper/dino_100pct": dict(method="dino", fraction=1.0, out_dim=65536, momentum=0.996, local_crops=10, masking="none"),
+ATTMASK = DISTILLED | dict(
+    arch="vit_small_patch16_224", batch_size=240, drop_path=0.1, mask_ratio=[0.1, 0.5], mask_probability=0.5, pooling="none"
+)
+DINO = DISTILLED | dict(method="dino", fraction=1.0, out_dim=65536, momentum=0.996, masking="none")
+VIT = dict(
+    optimizer="adamw", weight_decay=0.05, mixup=0.2, cutmix=0.0, erasing=0.25, dropout=0.1, drop_path=0.1, ema=0.99996, gamma=1.25, splits=0
+)
+RESNET = dict(optimizer="sgd", arch="resnet50", erasing=0.6, splits=3, gamma=2.0, fraction=1.0)
+CONVNEXT = dict(arch="convnext_small", mixup=0.8, cutmix=1.0, drop_path=0.4, ema=0.9999, gamma=2.0)
+PUBLISHED = {  # and the rate itself, which is the entry's at its batch size
+    "paper/ibot_20pct": (
+        ATTMASK | dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6, masking="block"),
+        5e-4 * 240 / 256,
+    ),
+    "paper/ibot_fraction": (ATTMASK | dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6), 5e-4 * 240 / 256),
+    "paper/ibot_100pct": (ATTMASK | dict(method="ibot", fraction=1.0, out_dim=8192, momentum=0.996, local_crops=10), 5e-4 * 240 / 256),
+    "paper/dino_100pct": (ATTMASK | DINO | dict(local_crops=10), 5e-4 * 240 / 256),
+    "paper/benchmark": (dict(arch="resnet18", fraction=0.2, gamma=2.0, splits=0), 0.4),
+    "paper/supervised_resnet50": (RESNET, 0.4),
+    "paper/supervised_convnext_s": (CONVNEXT, 1e-3),
+    "paper/supervised_vit_s": (VIT | dict(arch="vit_small_patch16_224"), 5e-4),
+    "paper/supervised_vit_b": (VIT | dict(arch="vit_base_patch16_224"), 5e-4),
+    "paper/depth_vit_s": (VIT | dict(arch="vit_small_patch16_224"), 5e-4),
+    "paper/dino_vit_s": (DINO | dict(arch="vit_small_patch16_224", gamma=1.25), None),
+    "paper/dino_resnet50": (DINO | dict(arch="resnet50", gamma=2.0), None),
+    "paper/dino_convnext_s": (DINO | dict(arch="convnext_small", gamma=2.0), None),
 }
 
 
 @pytest.mark.parametrize("name", recipes.names(("paper",)))
 def test_the_papers_settings_are_the_published_ones(name):
-    assert set(OWN) <= set(recipes.names(("paper",)))
+    expected, rate = PUBLISHED[name]
     config = dataclasses.asdict(configure(recipes.entry(name), {}))
-    for key, value in {**PUBLISHED, **OWN.get(name, {})}.items():
+    for key, value in (EVERYWHERE | expected).items():
         assert config[key] == value, key
+    if rate is not None:
+        assert config["lr"] * config["batch_size"] / 256 == pytest.approx(rate)
+
+
+def test_released_checkpoints_have_published_figures():
+    from lib.results.papers import paper_table
+
+    for name in recipes._read("paper")["released"]:
+        chosen = recipes.released(name)
+        place = chosen["published"]
+        (metric,) = {"knn", "accuracy"} & place.keys()
+        assert paper_table(place["paper"], place["table"]).loc[place["row"], place[metric]] > 50
+        assert chosen["source"] in ("attmask", "ibot", "dino", "simpool")
+    with pytest.raises(ValueError, match="name: got 'mae', accepts attmask_high"):
+        recipes.released("mae")
 
 
 def test_a_comparison_differs_in_what_is_compared_alone():

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from lib import paths, recipes
+from lib.measure import MEASUREMENTS
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.runs import Run, append_line, open_run, records
 from lib.results.verdicts import VERDICTS, Interval, interval, verdict_of
@@ -122,7 +123,7 @@ def test_the_landscape_is_the_published_one(published):
 
 
 def test_every_claim_with_evidence_can_be_answered():
-    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"}
+    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(MEASUREMENTS)
     for claim in papers.claim_details():
         if how := claim["evidence"]:
             assert how["experiment"] in experiments and how["metrics"], claim["id"]
@@ -323,7 +324,7 @@ def test_a_finished_run_has_figures_and_provenance(store):
 def test_a_run_that_is_not_finished_says_so(store):
     run = open_run("small/toy", "strategies", Config())
     assert not run.finished and run.log().empty
-    with pytest.raises(ValueError, match="the run is not finished; train it with python -m lib.train small/toy"):
+    with pytest.raises(ValueError, match="not finished; make it with python -m lib.train small/toy"):
         run.result()
     with pytest.raises(ValueError, match="encoder.safetensors: missing or damaged weights"):
         run.encoder_weights()

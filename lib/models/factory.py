@@ -23,6 +23,7 @@ def create_model(
     num_classes: int = 0,
     mask_token: bool = False,
     norm_after: bool = False,
+    released_positions: bool = False,
     pooling_options: dict | None = None,
     pretrained: bool = False,
     **options,
@@ -41,6 +42,7 @@ def create_model(
         mask_token: add the learned mask embedding, initialised at 0, that students need; ViTs only.
         norm_after: of a ViT, pool before the final norm, as self-supervised SimPool does, instead of after it. A ResNet pools
             without a norm and a ConvNeXt before its norm, whatever this says.
+        released_positions: of a ViT, interpolate positions as the papers' released code does, see ``ViT``.
         pooling_options: the pooling's own, such as ``dict(gamma=1.25)``.
         pretrained: start from timm's weights, which timm downloads; those of a class token are left out where there is none.
         options: passed on to timm, ``drop_path_rate`` for one.
@@ -57,7 +59,7 @@ def create_model(
         method = None if pooling == "cls" else pooling
         sizes = dict(img_size=img_size) | ({} if patch_size is None else dict(patch_size=patch_size))
         model = _vit(arch, method is None, pretrained, dict(num_classes=num_classes, dynamic_img_size=True) | sizes | options)
-        model.norm_after = norm_after
+        model.norm_after, model.released_positions = norm_after, released_positions
     else:
         method = pooling or "gap"
         if mask_token:
@@ -71,7 +73,9 @@ def create_model(
     if mask_token:
         model.masked_embed = nn.Parameter(torch.zeros(1, model.embed_dim))
     network = dict(arch=arch, pooling=pooling, img_size=img_size, patch_size=patch_size, num_classes=num_classes, mask_token=mask_token)
-    model._hub_mixin_config = network | dict(norm_after=norm_after, pooling_options=pooling_options) | options
+    model._hub_mixin_config = (
+        network | dict(norm_after=norm_after, released_positions=released_positions, pooling_options=pooling_options) | options
+    )
     return model
 
 
@@ -96,7 +100,7 @@ def _vit(arch: str, class_token: bool, pretrained: bool, options: dict) -> vit.V
     if arch in vit.SMALL:
         if pretrained:
             raise ValueError(f"pretrained: got True, {arch} accepts False: timm has no weights for it")
-        return vit.ViT(**vit.SMALL[arch], **{"patch_size": 8} | options | without)
+        return vit.ViT(**vit.SMALL[arch] | {"patch_size": 8} | options | without)
     # timm's own network, with a class token: to see that it is a plain one, and for its weights.
     with nullcontext() if class_token or pretrained else torch.device("meta"):
         model = timm.create_model(arch, pretrained=pretrained, **options)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lib.models.factory import create_model
 from lib.models.heads import ProjectionHead
-from lib.models.vit import ViT
 
 SOURCES = ("attmask", "ibot", "dino", "simpool")
 WEIGHTS = ("teacher", "student")
@@ -76,15 +75,15 @@ def load_released(path: str | Path, arch: str, *, source: str, weights: str = "t
             raise ValueError(f"{argument}: got {got!r}, accepts {', '.join(accepted)}")
     checkpoint = _read(path)
     stored = _timm_names(_backbone(_chosen(checkpoint, path, weights)))
-    if any(name.startswith("pooling.") for name in stored) != (source == "simpool"):
-        accepted = "files without SimPool, accepts 'simpool' here" if source != "simpool" else "files with SimPool, accepts 'dino' here"
-        raise ValueError(f"source: got {source!r} for {path}; it is for {accepted}")
+    has = any(name.startswith("pooling.") for name in stored)
+    if has != (source == "simpool"):
+        accepted = "simpool" if has else "attmask, ibot, dino"
+        raise ValueError(f"source: got {source!r} for {path}, {'with' if has else 'without'} SimPool's parameters, accepts {accepted}")
     settings = _settings(stored, checkpoint, path, source == "simpool", options)
     if settings["num_classes"] == 0:
         stored = {name: value for name, value in stored.items() if not _of_classifier(name)}
+    settings.setdefault("released_positions", source != "simpool" or settings.get("norm_after", False))
     model = create_model(arch, **settings)
-    if isinstance(model, ViT):
-        model.released_positions = source != "simpool" or model.norm_after
     _fill(model, stored, f"arch: got {arch!r} for {path}")
     return model.eval()
 
@@ -156,8 +155,10 @@ def _chosen(checkpoint: Mapping, path: str | Path, weights: str) -> dict[str, Te
         stored = checkpoint["state_dict_ema"]
     else:
         stored = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(stored, Mapping) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ValueError(f"path: {path} holds no network with names and tensors only; it has {', '.join(map(str, list(checkpoint)[:5]))}")
+    plain = isinstance(stored, Mapping) and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items())
+    if not plain or not stored:
+        has = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
+        raise ValueError(f"path: {path} holds {has}; accepts a network's names and tensors, alone or as teacher, student or state_dict")
     return {name.removeprefix("module."): value for name, value in stored.items()}
 
 

@@ -53,7 +53,7 @@ class ViT(Model, VisionTransformer):
             x = self.norm(x)
             prefix = self.num_prefix_tokens
             return Features(x[:, 0], x[:, prefix:], grid, attention[..., prefix:])
-        x = self.blocks[-1](x)
+        x = self.blocks[-1](x)[:, self.num_prefix_tokens :]  # without registers
         normalised = self.norm(x)
         vector, attention = self.pooling(x if self.norm_after else normalised, grid)
         return Features(self.norm(vector) if self.norm_after else vector, normalised, grid, attention)
