@@ -1,12 +1,14 @@
 """Networks with any pooling: what they compute, what they weigh, timm's weights, saving, and the networks of recipes."""
 
 import json
+import re
 import shutil
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import nn
 
 from lib.models import create_model, network_of
@@ -38,6 +40,7 @@ def pixels(height=32, width=32, batch=2):
 
 
 def network(arch, pooling, **options):
+    torch.manual_seed(3)
     return scrambled(create_model(arch, **dict(pooling=pooling, img_size=32, num_classes=7) | options))
 
 
@@ -97,7 +100,7 @@ def parameters(model):
 @pytest.mark.parametrize("arch, name", CASES)
 @torch.no_grad()
 def test_features_and_logits_equal_the_literal_computation(arch, name):
-    model = network(arch, name)
+    model = network(arch, name, img_size=(32, 40))
     images = pixels(32, 40)
     vectors, patches, grid, attention = literal(model, images)
     found = model.features(images)
@@ -115,7 +118,7 @@ def test_features_and_logits_equal_the_literal_computation(arch, name):
 @pytest.mark.parametrize("name", VIT_POOLINGS)
 @torch.no_grad()
 def test_a_vit_may_pool_before_its_norm(name):
-    model, before = network("vit_nano", name, norm_after=True), network("vit_nano", name)
+    model, before = (network("vit_nano", name, img_size=(40, 24), norm_after=after) for after in (True, False))
     images = pixels(40, 24)
     vectors, patches, grid, attention = literal(model, images)
     found = model.features(images)
@@ -140,7 +143,7 @@ def test_the_poolings_weights_count_and_learn(arch, name):
     assert any(p.grad.abs().max() > 0 for p in mine.values())
     with torch.no_grad():
         for p in mine.values():
-            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+            p.mul_(0.5).add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
         assert not torch.allclose(model(images), before, atol=1e-3)
 
 
@@ -165,7 +168,7 @@ def test_without_a_classifier_the_pooled_vector_comes_out(arch):
 @torch.no_grad()
 def test_cls_on_a_vit_is_its_class_token():
     own, named = network("vit_nano", None), network("vit_nano", "cls")
-    assert same_state(own, named) and named._modules["pooling"] is None and named.cls_token is not None
+    assert same_state(own, named) and named.pooling is None and named.cls_token is not None
     for a, b in zip(own.features(pixels()), named.features(pixels())):
         assert a == b if isinstance(a, tuple) else torch.equal(a, b)
 
@@ -310,6 +313,10 @@ SAVED = {
 }  # fmt: skip
 
 
+def drop_paths(model):
+    return [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+
+
 @pytest.mark.parametrize("options", SAVED.values(), ids=SAVED.keys())
 @torch.no_grad()
 def test_a_saved_network_comes_back(options, tmp_path):
@@ -319,10 +326,8 @@ def test_a_saved_network_comes_back(options, tmp_path):
     back = Model.from_pretrained(str(tmp_path)).eval()
     assert type(back) is type(model) and same_state(back, model)
     assert torch.equal(back(pixels(32, 48)), model(pixels(32, 48)))
-    if "blocks" in dict(model.named_children()):
-        assert back.norm_after == model.norm_after
-        assert [b.drop_path1.drop_prob if isinstance(b.drop_path1, nn.Module) and hasattr(b.drop_path1, "drop_prob") else 0 for b in back.blocks] \
-            == [b.drop_path1.drop_prob if hasattr(b.drop_path1, "drop_prob") else 0 for b in model.blocks]  # fmt: skip
+    assert drop_paths(back) == drop_paths(model) and bool(drop_paths(back)) == ("drop_path_rate" in options)
+    assert getattr(back, "norm_after", False) == options.get("norm_after", False)
     again = tmp_path / "again"
     back.save_pretrained(again)
     assert json.loads((again / "config.json").read_text()) == json.loads((tmp_path / "config.json").read_text())
@@ -343,7 +348,7 @@ def test_a_missing_or_damaged_file_is_named(file, content, tmp_path):
     (tmp_path / file).unlink()
     if content is not None:
         (tmp_path / file).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*{file}|{tmp_path}.*{file.replace('.', '[.]')}"):
+    with pytest.raises(ValueError, match=f"(?s){re.escape(str(tmp_path))}.*{re.escape(file)}"):
         Model.from_pretrained(str(tmp_path))
 
 
@@ -351,7 +356,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     create_model(**SAVED["slot"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"pooling": "gap", "pooling_options": None}))
-    with pytest.raises(ValueError, match=r"model\.safetensors: missing or damaged weights .*pooling"):
+    with pytest.raises(ValueError, match=r"(?s)model\.safetensors: missing or damaged weights .*pooling"):
         Model.from_pretrained(str(tmp_path))
 
 
@@ -378,7 +383,7 @@ def test_what_the_cache_lacks_is_named(hub, file):
         shutil.rmtree(snapshot.parent.parent)
     else:
         (snapshot / file).unlink()
-    with pytest.raises(ValueError, match=f"user/name.*{file or ''}"):
+    with pytest.raises(ValueError, match=f"(?s)user/name.*{re.escape(file or '')}"):
         Model.from_pretrained("user/name", cache_dir=cache, local_files_only=True)
 
 
