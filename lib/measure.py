@@ -49,6 +49,7 @@ def measure(
     settings = recipes.measurement(found.scale, name)
     made = Measurement(found, name, settings)
     if not made.finished:
+        found.result()  # says so where the run is not finished
         device = torch.device(device or default_device())
         settings = dict(settings)
         table = read_table(settings.pop("data"), settings.pop("split"), root=root)

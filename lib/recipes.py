@@ -79,9 +79,9 @@ def measurement(scale: str, name: str) -> dict:
     Raises:
         ValueError: a measurement that the scale does not have.
     """
-    settings = _read(scale)["measurements"]
+    settings = _read(scale).get("measurements") or {}
     if name not in settings:
-        raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(settings)}")
+        raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(settings) or 'none'}")
     return dict(settings[name])
 
 

@@ -137,9 +137,11 @@ def untrained_encoder(found: Run, device="cpu") -> nn.Module:
 def _make(found: Run, config: TrainingConfig, device, budget, root, progress) -> None:
     source = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
     test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
+    classes = len(card(config.data).class_names) or int(source.labels.max()) + 1
+    if getattr(config, "num_classes", classes) != classes:
+        raise ValueError(f"num_classes: got {config.num_classes}, {config.data} accepts {classes}")
     _, steps = training_steps(source, config)
     learner = build(config, steps, device)
-    classes = len(card(config.data).class_names) or int(source.labels.max()) + 1
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
         view = dict(size=config.eval_size, crop=config.eval_crop)

@@ -298,11 +298,12 @@ def localization_maps(network: nn.Module, source, *, size: int, crop: float = 1.
     device = next(network.parameters()).device
     maps = {"attention": [], "cam": []}
     for images, sizes, _ in source.batches(torch.arange(len(source)).split(batch_size)):
-        features = network.features(center_view(images, size, crop=crop, sizes=sizes).to(device))
+        features = network.pool(center_view(images, size, crop=crop, sizes=sizes).to(device))
         if features.attention is not None:
             maps["attention"].append(features.attention.float().mean(1).unflatten(1, features.grid).cpu())
         if isinstance(network.classifier, nn.Linear):
-            named = network.classify(features.cls).argmax(1)
+            logits = network.classify(features.cls)
+            named = (logits.amax(1) if logits.ndim == 3 else logits).argmax(1)  # as forward does
             cam = torch.einsum("bnd,bd->bn", features.patches, network.classifier.weight[named])
             maps["cam"].append(cam.float().unflatten(1, features.grid).cpu())
     found = {name: torch.cat(parts) for name, parts in maps.items() if parts}
@@ -330,8 +331,9 @@ def measure_localization(
         ``box_area`` (what evenly spread attention has inside the boxes), and ``images``, their number.
     """
     sizes = torch.cat([sizes for _, sizes, _ in source.batches(torch.arange(len(source)).split(512))]).cpu()
-    boxes = [boxes_in_view(torch.tensor(b), s, crop, box_size) for b, s in zip(source.table["boxes"].to_pylist(), sizes)]
-    inside = torch.stack([_cover(found, box_size) for found in boxes])  # [M, box_size, box_size]
+    seen = [_moved(torch.tensor(b), s, crop, box_size) for b, s in zip(source.table["boxes"].to_pylist(), sizes)]
+    boxes = [found.clamp(0, box_size - 1) for found in seen]  # ends are included there
+    inside = torch.stack([_cover(found, box_size) for found in seen])  # [M, box_size, box_size]
     figures = {"images": float(len(boxes)), "box_area": 100 * inside.mean().item()}
     for name, trivial in trivial_accuracy(boxes, image_size=box_size).items():
         figures[f"{name.replace(' ', '_')}_maxbox"] = trivial["mean"]
@@ -348,10 +350,15 @@ def measure_localization(
 
 def boxes_in_view(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
     """Boxes [n, 4] of an image of (height, width) ``original`` as the centre view shows them at ``size`` pixels, cut at its edges."""
+    return _moved(boxes, original, crop, size).clamp(0, size - 1)
+
+
+def _moved(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
+    """As ``boxes_in_view``, not cut."""
     height, width = original.tolist()
     side = min(height, width) * crop
     offset = torch.tensor([(width - side) / 2, (height - side) / 2] * 2)
-    return ((boxes - offset) * (size / side)).clamp(0, size - 1)
+    return (boxes - offset) * (size / side)
 
 
 def _cover(boxes: Tensor, size: int) -> Tensor:

@@ -39,6 +39,13 @@ class SupervisedConfig(TrainingConfig):
         super().__post_init__()
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer: got {self.optimizer!r}, accepts adamw, sgd")
+        bounds = {"depth": (0, math.inf), "randaugment": (0, 30), "mixup": (0, math.inf), "cutmix": (0, math.inf)}
+        bounds |= dict.fromkeys(("smoothing", "erasing", "dropout"), (0, 1))
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepts {low} to {high}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: got {self.ema}, accepts 0 to below 1")
         if self.splits == 1 or self.splits < 0:
             raise ValueError(f"splits: got {self.splits}, accepts 0 or at least 2")
         if self.splits and (self.mixup or self.cutmix):

@@ -1,5 +1,6 @@
 """What all networks share: features, a forward pass, and saving."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,18 @@ class Model(
         raise NotImplementedError
 
     @classmethod
+    def from_pretrained(cls, name, **options):
+        """A saved network, from a folder or the Hub; arguments as of ``PyTorchModelHubMixin.from_pretrained``.
+
+        Raises:
+            ValueError: a missing or damaged file, named.
+        """
+        try:
+            return super().from_pretrained(name, **options)
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name}: config.json is missing or damaged ({error})") from error
+
+    @classmethod
     def _from_pretrained(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_
     ):
@@ -68,12 +81,12 @@ class Model(
 
         if not isinstance(config, dict) or "arch" not in config:
             raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts what save_pretrained wrote")
-        file = Path(model_id) / "model.safetensors"
-        if not Path(model_id).is_dir():
-            hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
-            file = hf_hub_download(model_id, "model.safetensors", local_files_only=local_files_only, **hub)
+        file = f"{model_id}/model.safetensors"
         model = create_model(**config)
         try:
+            if not Path(model_id).is_dir():
+                hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+                file = hf_hub_download(model_id, "model.safetensors", local_files_only=local_files_only, **hub)
             load_model(model, file, strict=strict, device=map_location)
         except Exception as error:
             raise ValueError(f"{file}: missing or damaged weights ({error})") from error

@@ -55,7 +55,7 @@ def create_model(
     """
     if pooling is not None and pooling not in pooling_names():
         raise ValueError(f"pooling: got {pooling!r}, accepts None, {', '.join(pooling_names())}")
-    if arch in vit.SMALL or (timm.is_model(arch) and timm.models.is_model_in_modules(arch, {"vision_transformer", "deit"})):
+    if _is_vit(arch):
         method = None if pooling == "cls" else pooling
         sizes = dict(img_size=img_size) | ({} if patch_size is None else dict(patch_size=patch_size))
         model = _vit(arch, method is None, pretrained, dict(num_classes=num_classes, dynamic_img_size=True) | sizes | options)
@@ -87,12 +87,18 @@ def network_of(config: Mapping, **options) -> Model:
     appendix).
     """
     pooling = None if config["pooling"] == "none" else config["pooling"]
-    pooled_first = config["method"] in ("dino", "ibot") and config["arch"].startswith("vit") and pooling not in (None, "cls")
+    pooled_first = config["method"] in ("dino", "ibot") and _is_vit(config["arch"]) and pooling not in (None, "cls")
     details = dict(gamma=config["gamma"], beta=pooled_first) if pooling == "simpool" else None
     sizes = dict(img_size=config["train_size"], patch_size=config["patch_size"], num_classes=config.get("num_classes", 0))
     if config.get("depth"):
+        if not _is_vit(config["arch"]):
+            raise ValueError(f"depth: got {config['depth']}, {config['arch']} accepts 0, its own")
         options = dict(depth=config["depth"]) | options
     return create_model(config["arch"], pooling=pooling, pooling_options=details, norm_after=pooled_first, **sizes, **options)
+
+
+def _is_vit(arch: str) -> bool:
+    return arch in vit.SMALL or (timm.is_model(arch) and timm.models.is_model_in_modules(arch, {"vision_transformer", "deit"}))
 
 
 def _vit(arch: str, class_token: bool, pretrained: bool, options: dict) -> vit.ViT:

@@ -67,8 +67,10 @@ class Result:
         if not self.file.is_file():
             raise ValueError(f"{self.file}: not finished; make it with {self.command}")
         try:
-            return json.loads(self.file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            result = json.loads(self.file.read_text())
+            result["metrics"]
+            return result
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.file}: damaged ({error}); delete it to evaluate the run again") from error
 
     @property

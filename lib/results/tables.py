@@ -22,7 +22,7 @@ def recorded(experiment: str, **chosen) -> pd.DataFrame:
     if records.empty:
         return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *chosen])
     table = records.rename(columns=lambda name: name.removeprefix("metrics.").removeprefix("config."))
-    table = table.loc[:, ~table.columns.duplicated()].assign(setting=table.entry)
+    table = table.loc[:, ~table.columns.duplicated(keep="last")].assign(setting=table.entry)
     for key, value in chosen.items():
         table = table[table[key] == value]
     return table.set_index(table.entry + ", seed " + table.seed.astype(str))

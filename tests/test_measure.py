@@ -1,0 +1,547 @@
+"""Localization of a network, measurements of finished runs, and tables of what was recorded."""
+
+import dataclasses
+import importlib
+import json
+import math
+import re
+import shutil
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from lib import paths, recipes
+from lib.data import Bank, scenes
+from lib.data.bank import Stream
+from lib.data.views import center_view
+from lib.evaluation.localization import boxes_in_view, localization_maps, max_box_accuracy, measure_localization, trivial_accuracy
+from lib.measure import MEASUREMENTS, main, measure
+from lib.models import create_model
+from lib.models.base import Features
+from lib.pooling import pooling_names
+from lib.results.runs import Measurement, Run, open_run, records
+from lib.results.tables import beside_paper, provenance, recorded, spread
+from lib.train import find_run, load_encoder, run, untrained_encoder
+
+ENTRY = "smoke/supervised"
+TINY = dict(
+    fraction=0.02, epochs=1, batch_size=8, canvas=32, train_size=16, eval_size=16, knn_epochs=0, knn_k=[1], checkpoint_steps=9, log_steps=1,
+    pooling="simpool", eval_crop=0.75,
+)  # fmt: skip
+SCENES = 8
+
+
+def some_scenes(count=SCENES, canvas=64) -> Stream:
+    return Stream(scenes.table("validation", count), canvas, "cpu")
+
+
+def with_boxes(source, boxes) -> Stream:
+    """The same images with other boxes."""
+    column = pa.array(boxes, pa.list_(pa.list_(pa.float32())))
+    return Stream(source.table.set_column(source.table.column_names.index("boxes"), "boxes", column), source.size, "cpu")
+
+
+def photos(count=5, size=32) -> Bank:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    return Bank(images, torch.randint(20, 60, (count, 2), generator=generator), torch.arange(count) % 3, "photos")
+
+
+def network(arch="vit_nano", pooling=None, classes=3):
+    torch.manual_seed(0)
+    model = create_model(arch, pooling=pooling, img_size=32, num_classes=classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+class Looking(nn.Module):
+    """Attends where it is told to: ``maps`` [M, H, W], an image after the other."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps, self.at = maps, 0
+        self.unused, self.classifier = nn.Parameter(torch.zeros(1)), nn.Identity()
+
+    def features(self, images):
+        maps = self.maps[self.at : self.at + len(images)]
+        self.at = (self.at + len(images)) % len(self.maps)
+        return Features(torch.zeros(len(images), 2), torch.zeros(*maps.flatten(1).shape, 2), maps.shape[1:], maps.flatten(1)[:, None])
+
+    pool = features
+
+
+def literal_cover(boxes, size, finer=4):
+    """The part of each pixel that lies in any of the boxes, by counting points in it."""
+    ends = (torch.arange(size * finer) + 0.5) / finer
+    inside = torch.zeros(size * finer, size * finer, dtype=torch.bool)
+    for x0, y0, x1, y1 in boxes.tolist():
+        inside |= ((ends > y0) & (ends < y1))[:, None] & ((ends > x0) & (ends < x1))[None]
+    return inside.float().view(size, finer, size, finer).mean((1, 3))
+
+
+# ---- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def in_view(box, size, crop, pixels):
+    return boxes_in_view(torch.tensor([box], dtype=torch.float32), torch.tensor(size), crop, pixels)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "box, size, crop, pixels, expected",
+    [
+        ((3, 4, 10, 12), (32, 32), 1.0, 32, (3, 4, 10, 12)),  # as it was
+        ((3, 4, 10, 12), (32, 32), 1.0, 64, (6, 8, 20, 24)),  # twice as large
+        ((10, 12, 20, 22), (32, 32), 0.5, 16, (2, 4, 12, 14)),  # a crop from (8, 8), not resized
+        ((10, 12, 20, 22), (32, 32), 0.5, 32, (4, 8, 24, 28)),  # and resized
+        ((20, 4, 40, 12), (20, 60), 1.0, 20, (0, 4, 19, 12)),  # the centre of a wide image starts at 20 and is 20 wide
+        ((25, 4, 35, 12), (20, 60), 1.0, 40, (10, 8, 30, 24)),
+        ((4, 25, 12, 35), (60, 20), 1.0, 40, (8, 10, 24, 30)),  # of a tall one
+        ((30, 5, 35, 10), (20, 60), 0.5, 10, (5, 0, 9, 5)),  # both; the crop is 25 … 35 by 5 … 15
+        ((0, 0, 32, 32), (32, 32), 1.0, 32, (0, 0, 31, 31)),  # ends are included, so the last is pixel 31
+        ((-5, -5, 99, 99), (32, 32), 0.5, 64, (0, 0, 63, 63)),
+    ],
+)
+def test_boxes_are_moved_with_the_view(box, size, crop, pixels, expected):
+    assert in_view(box, size, crop, pixels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 80), (90, 50)])
+@pytest.mark.parametrize("crop", [1.0, 0.75, 0.5])
+def test_boxes_are_where_the_view_shows_the_object(size, crop):
+    """A white rectangle on black, squeezed onto a canvas and seen through the centre view."""
+    height, width = size
+    box = (width // 2 - 9, height // 2 - 6, width // 2 + 7, height // 2 + 11)
+    original = torch.zeros(1, 3, height, width)
+    original[..., box[1] : box[3], box[0] : box[2]] = 255
+    canvas = nn.functional.interpolate(original, (256, 256), mode="area").round().byte()
+    view = center_view(canvas, 96, crop=crop, sizes=torch.tensor([size]))[0, 0]
+    bright = view > (view.min() + view.max()) / 2
+    rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert [float(v) for v in found] == pytest.approx(in_view(box, size, crop, 96), abs=1.6)
+
+
+def test_several_boxes_keep_their_order():
+    boxes = torch.tensor([[0.0, 0, 8, 8], [8, 8, 16, 16], [4, 0, 8, 16]])
+    assert torch.equal(boxes_in_view(boxes, torch.tensor([16, 16]), 1.0, 33), (boxes * 33 / 16).clamp(max=32))
+
+
+# ---- maps -------------------------------------------------------------------------------------------------------------
+
+
+def views(source, size, crop):
+    images, sizes, _ = next(source.batches([torch.arange(len(source))]))
+    return center_view(images, size, crop=crop, sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    "arch, pooling", [("vit_nano", None), ("vit_nano", "simpool"), ("resnet_mini", "simpool"), ("resnet_mini", "slot")]
+)
+@torch.no_grad()
+def test_attention_is_the_mean_over_heads(arch, pooling):
+    model, source = network(arch, pooling).train(), photos()
+    found = localization_maps(model, source, size=32, crop=0.8, batch_size=2)["attention"]
+    assert not model.training and found.shape == (5, 4, 4) and found.dtype == torch.float32
+    attention = model.features(views(source, 32, 0.8)).attention
+    expected = torch.stack([sum(head.view(4, 4) for head in image) / len(image) for image in attention])
+    torch.testing.assert_close(found, expected)
+    assert attention.shape[1] == {None: 4, "simpool": 1, "slot": 3}[pooling]
+
+
+@pytest.mark.parametrize("pooling", [name for name in pooling_names() if name != "cls"])
+@pytest.mark.parametrize("arch", ["vit_nano", "resnet_mini", "convnext_mini"])
+@torch.no_grad()
+def test_class_activation_is_of_the_class_that_the_network_names(arch, pooling):
+    """The one whose logit is largest in ``forward``, also where several vectors are pooled."""
+    model, source = network(arch, pooling, classes=40), photos(16)
+    found = localization_maps(model, source, size=32, batch_size=5)["cam"]
+    images = views(source, 32, 1.0)
+    named, patches = model(images).argmax(1), model.features(images).patches
+    expected = torch.stack([(patches[b] @ model.classifier.weight[named[b]]).view(4, 4) for b in range(16)])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["vit_nano", "resnet_mini"])
+@pytest.mark.parametrize("pooling", ["gap", "max", "gem", "lse"])
+def test_attention_that_is_the_same_everywhere_is_left_out(arch, pooling):
+    assert set(localization_maps(network(arch, pooling), photos(), size=32)) == {"cam"}
+
+
+@pytest.mark.parametrize("arch, pooling", [("vit_nano", "se"), ("resnet_mini", "ge"), ("resnet_mini", None)])
+def test_poolings_without_attention_have_no_map_of_it(arch, pooling):
+    assert set(localization_maps(network(arch, pooling), photos(), size=32)) == {"cam"}
+
+
+def test_without_a_classifier_there_is_attention_alone():
+    assert set(localization_maps(network("vit_nano", "simpool", classes=0), photos(), size=32)) == {"attention"}
+    assert localization_maps(network("vit_nano", "gap", classes=0), photos(), size=32) == {}
+
+
+def test_attention_that_differs_in_one_image_stays():
+    maps = torch.full((5, 4, 4), 0.0625)
+    assert localization_maps(Looking(maps), photos(), size=32) == {}
+    maps[3, 1, 2] = 0.07
+    torch.testing.assert_close(localization_maps(Looking(maps), photos(), size=32)["attention"], maps)
+
+
+def test_maps_are_oblong_where_the_grid_is():
+    maps = torch.rand(5, 2, 7)
+    assert torch.equal(localization_maps(Looking(maps), photos(), size=32, batch_size=3)["attention"], maps)
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_maps_and_boxes():
+    source, model, untrained = some_scenes(), network("vit_nano", "simpool"), network("vit_nano", "gap")
+    found = measure_localization(model, untrained, source, size=32, crop=0.875, box_size=64)
+    boxes = [boxes_in_view(torch.tensor(b), torch.tensor([64, 64]), 0.875, 64) for b in source.table["boxes"].to_pylist()]
+    maps = localization_maps(model, source, size=32, crop=0.875)
+    for name in ("attention", "cam"):
+        levels = max_box_accuracy(maps[name], boxes, image_size=64)
+        assert found[f"{name}_maxbox"] == pytest.approx(levels["mean"], abs=1e-3)
+        for level, key in ((0.3, "30"), (0.5, "50"), (0.7, "70")):
+            assert found[f"{name}_maxbox_{key}"] == pytest.approx(levels[level], abs=1e-3)
+    cam = max_box_accuracy(localization_maps(untrained, source, size=32, crop=0.875)["cam"], boxes, image_size=64)
+    assert found["untrained_cam_maxbox"] == pytest.approx(cam["mean"], abs=1e-3)
+    assert not [name for name in found if name.startswith("untrained_attention")]  # of average pooling
+    trivial = trivial_accuracy(boxes, image_size=64)
+    assert found["whole_image_maxbox"] == pytest.approx(trivial["whole image"]["mean"], abs=1e-3)
+    assert found["centred_box_maxbox"] == pytest.approx(trivial["centred box"]["mean"], abs=1e-3)
+    assert found["images"] == SCENES and all(isinstance(value, float) and 0 <= value <= 100 for value in found.values())
+
+
+def test_box_area_is_the_mean_covered_area():
+    source = some_scenes()
+    found = measure_localization(Looking(torch.rand(SCENES, 2, 2)), Looking(torch.rand(SCENES, 2, 2)), source, size=16, box_size=64)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) / 64**2 for ((b,),) in zip(source.table["boxes"].to_pylist())]
+    assert found["box_area"] == pytest.approx(100 * sum(areas) / SCENES, abs=0.7)
+
+
+def test_boxes_that_overlap_count_once():
+    source = with_boxes(some_scenes(2), [[[8, 8, 24, 24], [16, 8, 32, 24]], [[0, 0, 16, 16], [0, 0, 16, 16]]])
+    found = measure_localization(Looking(torch.rand(2, 4, 4)), Looking(torch.rand(2, 4, 4)), source, size=16, box_size=64)
+    assert found["box_area"] == pytest.approx(100 * (24 * 16 + 16 * 16) / 2 / 64**2, abs=1e-3)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.75])
+def test_attention_mass_is_the_share_inside_the_boxes(crop):
+    source, maps = some_scenes(), torch.rand(SCENES, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = measure_localization(Looking(maps), Looking(5 * maps), source, size=16, crop=crop, box_size=64)
+    shares = []
+    for single, boxes in zip(maps, source.table["boxes"].to_pylist()):
+        inside = literal_cover(boxes_in_view(torch.tensor(boxes), torch.tensor([64, 64]), crop, 64), 64)
+        cover = inside.view(8, 8, 8, 8).mean((1, 3))
+        shares.append(float((single * cover).sum() / single.sum()))
+    assert found["attention_mass"] == pytest.approx(100 * sum(shares) / SCENES, abs=1.0)
+    assert found["untrained_attention_mass"] == pytest.approx(found["attention_mass"], abs=2e-3)
+
+
+def test_attention_inside_the_boxes_alone_has_a_mass_of_100():
+    source = some_scenes()
+    boxes = source.table["boxes"].to_pylist()
+    covers = torch.stack([literal_cover(torch.tensor(b), 64).view(32, 2, 32, 2).mean((1, 3)) for b in boxes])
+    inside, outside = (covers == 1).float(), (covers == 0).float()
+    assert inside.flatten(1).any(1).all()
+    found = measure_localization(Looking(inside), Looking(outside), source, size=16)
+    assert found["attention_mass"] == pytest.approx(100, abs=1e-3) and found["untrained_attention_mass"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("box_size", [64, 224])
+@pytest.mark.parametrize("box, at", [((0, 0, 16, 16), (0, 0)), ((48, 48, 64, 64), (3, 3)), ((48, 0, 64, 16), (0, 3))])
+def test_attention_inside_a_box_at_any_edge_has_a_mass_of_100(box, at, box_size):
+    maps = torch.zeros(1, 4, 4)
+    maps[0, at[0], at[1]] = 1
+    source = with_boxes(some_scenes(1), [[list(box)]])
+    found = measure_localization(Looking(maps), Looking(maps), source, size=16, box_size=box_size)
+    assert found["attention_mass"] == pytest.approx(100, abs=1e-3)
+    assert found["box_area"] == pytest.approx(100 / 16, abs=1e-3)
+
+
+def test_evenly_spread_attention_has_the_boxes_area():
+    source, even = some_scenes(), torch.full((SCENES, 8, 8), 1 / 64)
+    even[0, 0, 0] += 1e-6  # a constant map is none
+    found = measure_localization(Looking(even), Looking(even), source, size=16, box_size=64)
+    assert found["attention_mass"] == pytest.approx(found["box_area"], abs=0.01)
+
+
+# ---- measurements of runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A run store with one finished run and one that has only begun."""
+    importlib.import_module("torch.utils.tensorboard")
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPANION_RUNS", str(made))
+        assert run(ENTRY, device="cpu", progress=False, **TINY).finished
+        assert not run(ENTRY, device="cpu", progress=False, budget=0.0, **TINY | dict(seed=1)).finished
+    return made
+
+
+@pytest.fixture
+def found(store, tmp_path, monkeypatch):
+    """The finished run, in a store of the test's own; the data are a few scenes, and one without boxes."""
+    shutil.copytree(store, tmp_path / "runs")
+    table = scenes.table("validation", SCENES + 1)
+    boxes = pa.array([*table["boxes"].to_pylist()[:SCENES], []], table["boxes"].type)
+    table = table.set_column(table.column_names.index("boxes"), "boxes", boxes)
+    monkeypatch.setattr("lib.measure.read_table", lambda name, split, root=None: {("scenes", "validation"): table}[name, split])
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    return find_run(ENTRY, **TINY)
+
+
+def small(name, found, **options):
+    return measure(name, found, device="cpu", progress=False, **options)
+
+
+def test_a_measurement_is_of_the_trained_and_the_untrained_network(found):
+    made = small("localization", found)
+    view = dict(size=16, crop=0.75, box_size=224)
+    assert made.metrics == measure_localization(load_encoder(found), untrained_encoder(found), some_scenes(), **view)
+    assert made.metrics["images"] == SCENES and {"attention_mass", "untrained_attention_mass", "cam_maxbox"} <= set(made.metrics)
+    result = made.result()
+    assert result["entry"] == ENTRY and result["key"] == made.key and result["seconds"] is None and set(result["data"]) == {"test"}
+    assert result["config"] == found.config | {
+        "localization.data": "scenes", "localization.split": "validation", "localization.canvas": 64, "localization.box_size": 224,
+    }  # fmt: skip
+    assert result["command"] == "python -m lib.measure localization smoke/supervised" and "commit" in result
+
+
+def test_what_was_measured_is_loaded(found, monkeypatch):
+    first = small("localization", found)
+    monkeypatch.setattr("lib.measure.read_table", None)
+    monkeypatch.setattr("lib.measure.load_encoder", None)
+    assert small("localization", found).metrics == first.metrics
+    assert first.file.parent == found.folder and found.metrics["knn"] >= 0  # the run's own result is as it was
+
+
+def test_a_measurement_leaves_the_run_alone(found):
+    before = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
+    made = small("localization", found)
+    after = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
+    assert after.keys() - before.keys() == {made.file.name} and all(after[name] == data for name, data in before.items())
+
+
+def test_a_smoke_measurement_is_no_evidence(found):
+    with pytest.raises(ValueError, match="^record: smoke/supervised shows a mechanism"):
+        small("localization", found, record=True)
+    assert not paths.RECORDS.exists()
+
+
+def test_unknown_measurements_are_refused(found):
+    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts localization"):
+        small("segmentation", found)
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_every_scale_names_the_measurements_that_it_lacks(scale):
+    with pytest.raises(ValueError, match=f"^name: got 'segmentation', {scale} accepts"):
+        recipes.measurement(scale, "segmentation")
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_every_scale_has_every_measurement_or_says_so(scale):
+    for name in MEASUREMENTS:
+        try:
+            settings = recipes.measurement(scale, name)
+        except ValueError as error:
+            assert str(error).startswith(f"name: got {name!r}, {scale} accepts")
+            continue
+        assert {"data", "split", "canvas"} <= set(settings)
+        settings["canvas"] = None
+        assert recipes.measurement(scale, name)["canvas"]  # a copy
+
+
+@pytest.mark.parametrize("seed", [1, 2], ids=["begun", "not begun"])
+def test_runs_that_are_not_finished_are_refused(found, seed):
+    other = find_run(ENTRY, **TINY | dict(seed=seed))
+    with pytest.raises(ValueError, match=f"^{other.folder}/.*(not finished|missing)"):
+        small("localization", other)
+    assert not list(other.folder.glob("localization*"))
+
+
+def test_a_run_killed_before_its_result_is_not_finished(found):
+    """Its encoder is there, but nothing says that the training reached its end."""
+    (found.folder / "result.json").unlink()
+    with pytest.raises(ValueError, match=f"^{found.folder}/result.json: not finished"):
+        small("localization", found)
+
+
+def test_a_damaged_measurement_is_named(found):
+    made = small("localization", found)
+    good = made.file.read_bytes()
+    for content in (good[: len(good) // 2], b"", b"\xff\xfe"):
+        made.file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{made.file}: damaged"):
+            assert small("localization", found).metrics
+    made.file.unlink()
+    assert small("localization", found).metrics == json.loads(good)["metrics"]
+
+
+@pytest.mark.parametrize("content", ["3", "{}", "[]"])
+def test_a_measurement_without_figures_is_damaged(found, content):
+    made = Measurement(found, "localization", recipes.measurement("smoke", "localization"))
+    made.file.write_text(content)
+    with pytest.raises(ValueError, match=f"^{made.file}: damaged"):
+        assert made.metrics
+
+
+def test_a_damaged_encoder_is_named(found):
+    (found.folder / "encoder.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=rf"^{found.folder}/encoder\.safetensors: missing or damaged"):
+        small("localization", found)
+
+
+def test_the_key_depends_on_run_and_settings_alone(found):
+    settings = recipes.measurement("smoke", "localization")
+    key = Measurement(found, "localization", settings).key
+    assert key == Measurement(found, "localization", dict(reversed(settings.items()))).key != found.key
+    others = {Measurement(found, "localization", settings | {name: 7}).key for name in settings}
+    others |= {Measurement(find_run(ENTRY, **TINY | dict(seed=1)), "localization", settings).key}
+    others |= {Measurement(found, "elsewhere", settings).key}
+    assert len(others | {key}) == len(settings) + 3
+
+
+def test_other_settings_are_measured_anew(found, monkeypatch):
+    first = small("localization", found)
+    monkeypatch.setattr("lib.recipes.measurement", lambda *_: dict(data="scenes", split="validation", canvas=32, box_size=64))
+    second = small("localization", found)
+    assert second.file != first.file and second.finished and first.finished
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_measures(found, capsys):
+    arguments = [f"{key}={value}" for key, value in TINY.items()]
+    assert main(["localization", ENTRY, *arguments, "--device=cpu"]) == 0
+    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    metrics = small("localization", found).metrics
+    assert {name.strip(): float(value) for name, value in printed.items()} == {k: pytest.approx(v, abs=5.1e-3) for k, v in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["smoke/nothing"], "entry: got 'smoke/nothing', accepts"),
+        ([ENTRY, "rate=1"], "rate: unknown key"),
+        ([ENTRY, "seed"], "override: got 'seed'"),
+        ([ENTRY, "seed=77"], ".*(not finished|missing)"),
+        (["paper/supervised_vit_s"], "name: got 'localization', paper accepts"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(found, arguments, message, capsys):
+    assert main(["localization", *arguments, "--device=cpu"]) == 1
+    assert re.search(f"^error: {message}", capsys.readouterr().err)
+
+
+# ---- records and tables -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Config:
+    pooling: str = "simpool"
+    seed: int = 0
+    data: str = "imagenette"
+
+
+@pytest.fixture
+def evidence(tmp_path, monkeypatch):
+    """Records of three runs of SimPool, two of average pooling, and a localization of each; and their places."""
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    cpu, runs = torch.device("cpu"), []
+    for pooling, seed in (("simpool", 0), ("simpool", 1), ("simpool", 2), ("gap", 0), ("gap", 1)):
+        trained = open_run("small/toy", "supervised", Config(pooling, seed))
+        with trained.lock():
+            trained.finish({"accuracy": 50.0 + seed + 10 * (pooling == "simpool"), "knn": 1.0}, seconds=120, data={}, device=cpu)
+        trained.record()
+        measured = Measurement(trained, "localization", dict(data="imagenette", box_size=224))
+        figures = {"cam_maxbox": 20.0 + 2 * seed} | ({"attention_mass": 40.0 + seed} if pooling == "simpool" else {})
+        measured.finish(figures, data={"test": "x"}, device=cpu)
+        assert measured.record() == tmp_path / "records" / "small" / "localization.jsonl"
+        runs.append((trained, measured))
+    return runs
+
+
+def test_measurements_are_recorded_once_and_beside_the_runs(evidence):
+    for trained, measured in evidence:
+        trained.record()
+        measured.record()
+    table = records("localization")
+    assert len(table) == 5 and len(records("supervised")) == 5 and len(records()) == 10
+    assert set(table["config.localization.box_size"]) == {224} and list(table["config.pooling"]) == ["simpool"] * 3 + ["gap"] * 2
+    assert table.seconds.isna().all() and set(table.key) == {measured.key for _, measured in evidence}
+    assert not set(table.key) & set(records("supervised").key)
+
+
+def test_recorded_measurements_keep_their_own_and_the_runs_keys(evidence):
+    table = recorded("localization", pooling="simpool")
+    assert list(table.index) == [f"small/toy, seed {seed}" for seed in range(3)] and set(table.setting) == {"small/toy"}
+    assert list(table.seed) == [0, 1, 2] and set(table["localization.data"]) == {"imagenette"}
+    assert list(table.attention_mass) == [40.0, 41.0, 42.0]
+    assert recorded("localization", pooling="gap").attention_mass.isna().all()
+    assert recorded("localization", pooling="max").empty and recorded("nothing", pooling="gap").empty
+
+
+def test_recorded_runs_say_the_name_of_their_data_set(evidence):
+    """A record also has ``data``, the fingerprints of what was read, beside the configuration's key of that name."""
+    for experiment in ("supervised", "localization"):
+        assert list(recorded(experiment)["data"]) == ["imagenette"] * 5
+        assert len(recorded(experiment, data="imagenette")) == 5 and recorded(experiment, data="scenes").empty
+
+
+def test_the_spread_of_runs_over_poolings(evidence):
+    table = spread(recorded("supervised"), "pooling", ("accuracy", "knn"))
+    assert list(table.index) == [("small/toy", "simpool"), ("small/toy", "gap")]
+    assert list(table.accuracy) == [61.0, 50.5] and list(table.runs) == [3, 2] and list(table.minutes) == [2.0, 2.0]
+    assert list(table["std"]) == pytest.approx([1.0, math.sqrt(0.5)])
+
+
+def test_the_spread_of_measurements_over_poolings(evidence):
+    """They say no seconds."""
+    table = spread(recorded("localization"), "pooling", ("cam_maxbox", "attention_mass", "untrained_cam_maxbox"))
+    assert (
+        list(table.cam_maxbox) == [22.0, 21.0] and list(table.runs) == [3, 2] and list(table["std"]) == pytest.approx([2.0, math.sqrt(2)])
+    )
+    assert table.attention_mass.iloc[0] == 41.0 and math.isnan(table.attention_mass.iloc[1]) and "untrained_cam_maxbox" not in table
+    assert table.minutes.isna().all()
+    assert spread(recorded("nothing"), "pooling", ("cam_maxbox",)).empty
+
+
+def test_figures_stand_beside_the_papers(evidence):
+    published = pd.Series({"gap": 55.0, "simpool": 57.1, "cait": 56.7})
+    table = beside_paper(spread(recorded("supervised"), "pooling", ("accuracy",)), published, "accuracy")
+    assert list(table.index) == ["gap", "simpool", "cait"] and list(table.paper) == [55.0, 57.1, 56.7]
+    assert list(table["small/toy"][:2]) == [50.5, 61.0] and math.isnan(table["small/toy"]["cait"])
+    assert table["small/toy ±"]["simpool"] == pytest.approx(1.0)
+    assert list(beside_paper(pd.DataFrame(), published)) == ["paper"]
+    extra = beside_paper(spread(recorded("supervised"), "pooling", ("accuracy",)), published[["gap"]], "accuracy")
+    assert set(extra.index) == {"gap", "simpool"} and math.isnan(extra.paper["simpool"])
+
+
+def test_single_seeds_have_no_spread(evidence):
+    table = beside_paper(spread(recorded("supervised", seed=0), "pooling", ("accuracy",)), pd.Series({"gap": 55.0}), "accuracy")
+    assert list(table) == ["paper", "small/toy"]
+
+
+def test_provenance_of_measurements(evidence):
+    table = provenance()
+    assert table.loc["python -m lib.measure localization small/toy", "runs"] == 5
+    assert (
+        table.loc["python -m lib.measure localization small/toy", "minutes"] == ""
+        and table.loc["python -m lib.train small/toy", "minutes"] == 2.0
+    )
+
+
+def test_a_measurement_keeps_its_run(evidence):
+    trained, measured = evidence[0]
+    assert measured.run is trained and isinstance(measured.run, Run) and measured.scale == "small"
+    assert measured.file.parent == trained.folder and measured.experiment == "localization"
