@@ -103,6 +103,10 @@ for axis, column, unit in zip(axes, ("loss", "agreement"), ("nats", "")):
 plt.show()
 log.groupby("pooling", sort=False)[["loss", "agreement"]].agg(["first", "last"]).round(2)
 
+# %% [markdown]
+# The loss first falls, when all answers become alike, and rises again, when centering spreads the targets over more prototypes; agreement
+# stays far above chance ($1 / K$) throughout. What the features are worth is another question:
+
 # %% tags=["nbval-ignore-output"]
 columns = {"knn": "k-NN", "untrained_knn": "untrained k-NN"}
 pd.DataFrame({names[p]: {label: run.metrics[key] for key, label in columns.items()} for p, run in live.items()}).T.round(1)
