@@ -22,7 +22,7 @@ ifneq ($(CONDA),)
 else
 	@echo "==> making the environment in .venv with $(shell $(PYTHON) --version) (some minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; say which one with PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { echo "$(PYTHON) has no working venv: install python3-venv, or say another one with PYTHON=python3.12"; exit 1; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 endif
 	@touch $@
