@@ -92,6 +92,7 @@ plt.show()
 # %%
 from lib.pooling import Pooling, SimPool
 
+torch.manual_seed(seed)
 pool, x = SimPool(384, gamma=1.25), torch.randn(1, 196, 384)
 for name, forward in {"as the algorithm says": Pooling.forward, "as it runs": SimPool.forward}.items():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
