@@ -95,8 +95,8 @@ class Learner(nn.Module):
         """Compile transformer blocks one at a time, which is quick and leaves shapes free; other networks whole."""
         for network in self.children():
             if isinstance(network, Model):
-                for block in getattr(network, "blocks", [network, None])[:-1]:
-                    block.compile()
+                for part in network.blocks[:-1] if hasattr(network, "blocks") else [network]:  # the last block gives its attention
+                    part.compile()
 
 
 class NonFiniteLoss(RuntimeError):

@@ -34,10 +34,6 @@ class ResNet(Convolutional, TimmResNet):
     def classify(self, vector: Tensor) -> Tensor:
         return self.fc(nn.functional.dropout(vector, self.drop_rate, self.training) if self.drop_rate else vector)
 
-    @property
-    def classifier(self) -> nn.Module:
-        return self.fc
-
 
 class ConvNeXt(Convolutional, TimmConvNeXt):
     """With the norm after the pooling."""
@@ -48,10 +44,6 @@ class ConvNeXt(Convolutional, TimmConvNeXt):
 
     def classify(self, vector: Tensor) -> Tensor:
         return self.head.fc(self.head.drop(vector))
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.head.fc
 
 
 def resnet_mini(**options) -> ResNet:

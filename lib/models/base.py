@@ -1,6 +1,7 @@
 """What all networks share: features, a forward pass, and saving."""
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Features(NamedTuple):
 
 class Model(
     PyTorchModelHubMixin,
+    ABC,
     library_name="pytorch",
     tags=["attmask", "simpool", "image-feature-extraction"],
     paper_url="https://arxiv.org/abs/2309.06891",
@@ -45,21 +47,25 @@ class Model(
 
         Of several pooled vectors, each class takes its largest logit (SimPool, appendix, for Slot).
         """
-        logits = self.classify(self.pool(images).cls)
+        return self.logits(self.pool(images).cls)
+
+    def logits(self, vector: Tensor) -> Tensor:
+        """Pooled vectors Float[B, D] or [B, k, D] -> logits Float[B, num_classes]."""
+        logits = self.classify(vector)
         return logits.amax(1) if logits.ndim == 3 else logits
 
+    @abstractmethod
     def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """As ``features``, with all k pooled vectors: cls is [B, D] or [B, k, D]."""
-        raise NotImplementedError
-
-    def classify(self, vector: Tensor) -> Tensor:
-        """Float[..., D] -> logits Float[..., num_classes]."""
-        raise NotImplementedError
 
     @property
     def classifier(self) -> nn.Module:
         """The last layer: ``nn.Linear`` [num_classes, D], or the identity without a classifier."""
-        raise NotImplementedError
+        return self.get_classifier()
+
+    @abstractmethod
+    def classify(self, vector: Tensor) -> Tensor:
+        """Float[..., D] -> logits Float[..., num_classes]."""
 
     @classmethod
     def from_pretrained(cls, name, **options):

@@ -83,7 +83,7 @@ def network_of(config: Mapping, **options) -> Model:
     """The network of a recipe entry: its keys ``arch``, ``train_size``, ``patch_size``, ``pooling``, ``gamma`` and
     ``method``, and of classifiers ``num_classes`` and ``depth``.
 
-    Self-supervised Vision Transformers have SimPool before the final norm, with the learned beta; all others after it (SimPool,
+    Self-supervised Vision Transformers pool before the final norm, SimPool with the learned beta; all others after it (SimPool,
     appendix).
     """
     pooling = None if config["pooling"] == "none" else config["pooling"]

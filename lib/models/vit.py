@@ -61,10 +61,6 @@ class ViT(Model, VisionTransformer):
     def classify(self, vector: Tensor) -> Tensor:
         return self.head(self.head_drop(self.fc_norm(vector)))
 
-    @property
-    def classifier(self) -> nn.Module:
-        return self.head
-
     def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, prefix + N, D] before the first block, and their grid."""
         patch = self.patch_embed.patch_size

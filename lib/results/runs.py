@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(ABC):
     """Something that is computed once and kept: a configuration, a place in the store, figures with their provenance."""
 
     entry: str
@@ -46,13 +47,14 @@ class Result:
         return self.entry.partition("/")[0]
 
     @property
+    @abstractmethod
     def file(self) -> Path:
-        raise NotImplementedError
+        """Where the result lies."""
 
     @property
+    @abstractmethod
     def command(self) -> str:
         """That makes it, without the overrides."""
-        raise NotImplementedError
 
     @property
     def finished(self) -> bool:
