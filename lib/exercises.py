@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from lib.distillation.losses import DINOLoss
+from lib.evaluation import dino_seg, lost, region_similarity
 from lib.masking import attention_mask
 from lib.models import create_model
 from lib.pooling import create_pooling, landscape, pooling_names
@@ -145,9 +146,42 @@ def largest_gain(answer: str | None) -> None:
     check(answer, lambda: answer == (table.loc["simpool"] - table.loc["baseline"]).filter(like="knn").idxmax().removesuffix("_knn"))
 
 
+def farthest_move(answer: int | None) -> None:
+    """09: pixels from the farthest patch of the window."""
+    check(answer, lambda: answer == 12 * 16)
+
+
+def moved_square(answer: float | None) -> None:
+    """09: J of a square of 10 pixels that is 5 pixels aside."""
+
+    def right() -> bool:
+        masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+        masks[0, 5:15, 5:15] = masks[1, 5:15, 10:20] = True
+        return abs(answer - region_similarity(*masks)) < 0.005
+
+    check(answer, right)
+
+
 def even_attention_mass(answer: float | None) -> None:
     """15: attention mass of an even map, in percent."""
     check(answer, lambda: abs(answer - 30) < 1)
+
+
+def lost_of_equal_keys(seed: int | None, size: int | None) -> None:
+    """17: LOST where all keys are equal, on 5 x 7 patches."""
+    found = lost(torch.ones(35, 2), (5, 7))
+    check(None if seed is None or size is None else (seed, size), lambda: (seed, size) == (found.seed, int(found.mask.sum())))
+
+
+def official_box(answer: list[float] | None) -> None:
+    """17: the box of DINO-seg's released code around a single component."""
+
+    def right() -> bool:
+        attention = torch.zeros(6, 8)
+        attention[2:4, 3:5] = 0.25
+        return list(answer) == dino_seg(attention.view(1, -1), (6, 8), mass=1.0, component="official").box.tolist()
+
+    check(answer, right)
 
 
 def blocks_for_simpool(answer: float | None) -> None:

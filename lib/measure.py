@@ -1,6 +1,7 @@
 """Measurements of networks that are trained already: of a finished run, or of a checkpoint that the authors released.
 
 python -m lib.measure localization small/supervised_cpu pooling=simpool seed=0 --record
+python -m lib.measure discovery small/ibot_cpu masking=attmask_high seed=0 --record
 python -m lib.measure released attmask_high checkpoint.pth
 """
 
@@ -13,19 +14,30 @@ import pandas as pd
 import torch
 
 from lib import recipes
-from lib.data.bank import Stream, bank
+from lib.data.bank import Stream, bank, table_fingerprint
 from lib.data.loading import read_table
-from lib.evaluation.classification import classifier_accuracy
-from lib.evaluation.features import pooled_features
+from lib.evaluation.backgrounds import measure_backgrounds
+from lib.evaluation.discovery import measure_discovery
+from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
+from lib.evaluation.linear import measure_linear
 from lib.evaluation.localization import measure_localization
+from lib.evaluation.video import measure_video
 from lib.models import load_released
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
-# measurement -> function of (network, its untrained twin, a Stream with boxes, **settings), giving metrics
-MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {"localization": measure_localization}
+# measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
+# images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
+# name a split to train on, its images are a Bank.
+MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
+    "linear": measure_linear,
+    "backgrounds": measure_backgrounds,
+    "localization": measure_localization,
+    "discovery": measure_discovery,
+    "video": measure_video,
+}
 
 
 def measure(
@@ -52,13 +64,21 @@ def measure(
         found.result()  # says so where the run is not finished
         device = torch.device(device or default_device())
         settings = dict(settings)
-        table = read_table(settings.pop("data"), settings.pop("split"), root=root)
-        table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
-        source = Stream(table, settings.pop("canvas"), device)
+        data = settings.pop("data")
+        table = read_table(data, settings.pop("split"), root=root)
+        if "train" in settings:
+            options = dict(fraction=found.config["fraction"], root=root, device=device, progress=progress)
+            settings["train"] = bank(data, settings["train"], settings["canvas"], **options)
+        elif "boxes" in table.column_names:
+            table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
         networks = load_encoder(found, device), untrained_encoder(found, device)
-        view = dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
-        metrics = MEASUREMENTS[name](*networks, source, **view, **settings, progress=progress)
-        made.finish(metrics, data={"test": source.fingerprint}, device=device)
+        images, fingerprint = table, table_fingerprint(table)
+        if "canvas" in settings:
+            images = Stream(table, settings.pop("canvas"), device)
+            fingerprint = images.fingerprint
+            settings |= dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
+        metrics = MEASUREMENTS[name](*networks, images, **settings, progress=progress)
+        made.finish(metrics, data={"test": fingerprint}, device=device)
     if record:
         made.record()
     return made
@@ -89,7 +109,8 @@ def measure_released(name: str, file: str | Path, *, root: str | Path | None = N
         features = (pooled_features(network, source, progress=progress, **view) for source in (train, test))
         figures = evaluate_knn(*features, neighbours=settings["knn_k"], num_classes=int(train.labels.max()) + 1, few=False)
     else:
-        figures = classifier_accuracy(network, test, **view)
+        _, labels, logits = features_and_logits(network, test, progress=progress, **view)
+        figures = accuracy(logits, labels)
     expected = paper_table(published["paper"], published["table"]).loc[published["row"]]
     return pd.DataFrame({m: {"ours": figures[m], "published": expected[published[m]]} for m in ("knn", "accuracy") if m in published}).T
 

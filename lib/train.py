@@ -18,8 +18,7 @@ from torch import nn
 from lib import recipes
 from lib.data import bank, card
 from lib.distillation.methods import Distillation, DistillationConfig
-from lib.evaluation.classification import classifier_accuracy
-from lib.evaluation.features import pooled_features
+from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
 from lib.learning.supervised import Supervised, SupervisedConfig
 from lib.models import network_of
@@ -145,9 +144,11 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
         view = dict(size=config.eval_size, crop=config.eval_crop)
-        features = (pooled_features(encoder, s, **view) for s in (source, test))
-        figures = evaluate_knn(*features, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
-        return figures | (classifier_accuracy(encoder, test, **view) if config.method == "supervised" else {})
+        see = features_and_logits if config.method == "supervised" else pooled_features
+        features, labels, *logits = see(encoder, test, **view)
+        seen = pooled_features(encoder, source, **view), (features, labels)
+        figures = evaluate_knn(*seen, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
+        return figures | (accuracy(*logits, labels) if logits else {})
 
     if not train(learner, source, config, found.folder, budget=budget, evaluate=evaluate, progress=progress):
         return

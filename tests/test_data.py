@@ -179,7 +179,7 @@ def test_every_layout_gives_the_same_dataset_and_bank(toy, write, monkeypatch):
 
 def test_files_are_in_natural_order():
     names = ["a_10.png", "a_9.png", "a_1.png", "b_0.png", "a_100.png", "7.png", "a.png"]
-    assert sorted(names, key=layouts._natural) == ["7.png", "a.png", "a_1.png", "a_9.png", "a_10.png", "a_100.png", "b_0.png"]
+    assert sorted(names, key=layouts.natural) == ["7.png", "a.png", "a_1.png", "a_9.png", "a_10.png", "a_100.png", "b_0.png"]
 
 
 def test_the_first_images_of_each_class_are_those_of_the_sorted_table(toy):
@@ -436,19 +436,20 @@ def test_the_front_matter_of_every_card_is_what_the_hub_reads(name):
 
     content = (paths.CARDS / name / "README.md").read_text()
     parsed = DatasetCard(content)
-    assert parsed.data.pretty_name and parsed.data.task_categories == ["image-classification"]
+    assert parsed.data.pretty_name and len(parsed.data.task_categories) == 1
     assert parsed.data.license and (parsed.data.license != "other" or parsed.data.to_dict()["license_name"])
     info = datasets.DatasetInfo._from_yaml_dict(parsed.data.dataset_info)
-    assert isinstance(info.features["image"], datasets.Image) and {"label", "filename"} <= set(info.features)
-    assert list(info.splits) == ["train", "validation"]
+    assert isinstance(info.features["image"], datasets.Image) and "filename" in info.features
+    labelled = parsed.data.task_categories == ["image-classification"]
+    assert ("label" in info.features) == labelled and (not labelled or {"train", "validation"} <= set(info.splits))
     for split in info.splits.values():
         assert split.num_examples > 0 and split.num_bytes is not None and (split.num_bytes > 0 or name == "scenes")
         assert card(name).splits[split.name] == split.num_examples
-    if isinstance(info.features["label"], datasets.ClassLabel):
+    if isinstance(info.features.get("label"), datasets.ClassLabel):
         assert info.features["label"].names == card(name).class_names
     assert parsed.text.strip().startswith("# ")
     assert TERMS.get(name, "non-commercial research only") in parsed.text
-    assert all(set(card(name).local_splits) <= set(info.splits) for name in card_names())
+    assert set(card(name).local_splits) <= set(info.splits)
 
 
 def test_every_set_of_the_recipes_has_a_card():

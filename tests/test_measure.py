@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lib import paths, recipes
-from lib.data import Bank, scenes
+from lib.data import Bank, card, scenes
 from lib.data.bank import Stream
 from lib.data.views import center_view
 from lib.evaluation.localization import boxes_in_view, localization_maps, max_box_accuracy, measure_localization, trivial_accuracy
@@ -293,7 +293,8 @@ def found(store, tmp_path, monkeypatch):
     table = scenes.table("validation", SCENES + 1)
     boxes = pa.array([*table["boxes"].to_pylist()[:SCENES], []], table["boxes"].type)
     table = table.set_column(table.column_names.index("boxes"), "boxes", boxes)
-    monkeypatch.setattr("lib.measure.read_table", lambda name, split, root=None: {("scenes", "validation"): table}[name, split])
+    videos = scenes.table("videos", 2 * scenes.FRAMES)
+    monkeypatch.setattr("lib.measure.read_table", lambda name, split, root=None: {"validation": table, "videos": videos}[split])
     monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
     return find_run(ENTRY, **TINY)
 
@@ -337,7 +338,7 @@ def test_a_smoke_measurement_is_no_evidence(found):
 
 
 def test_unknown_measurements_are_refused(found):
-    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts localization"):
+    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts linear, backgrounds, localization"):
         small("segmentation", found)
 
 
@@ -355,9 +356,16 @@ def test_every_scale_has_every_measurement_or_says_so(scale):
         except ValueError as error:
             assert str(error).startswith(f"name: got {name!r}, {scale} accepts")
             continue
-        assert {"data", "split", "canvas"} <= set(settings)
-        settings["canvas"] = None
-        assert recipes.measurement(scale, name)["canvas"]  # a copy
+        assert {"data", "split"} <= set(settings) and settings["split"] in card(settings["data"]).splits
+        settings["data"] = None
+        assert recipes.measurement(scale, name)["data"]  # a copy
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_every_measurement_is_made_of_a_run(name, found):
+    made = small(name, found)
+    assert made.finished and made.metrics and all(isinstance(value, float) for value in made.metrics.values())
+    assert any(key.startswith("untrained_") for key in made.metrics)
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["begun", "not begun"])

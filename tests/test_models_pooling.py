@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
+from lib.data.scenes import render
+from lib.data.views import center_view
 from lib.models import create_model, network_of
 from lib.models.base import Model
 from lib.pooling import create_pooling, pooling_names
@@ -145,6 +147,28 @@ def test_the_poolings_weights_count_and_learn(arch, name):
         for p in mine.values():
             p.mul_(0.5).add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
         assert not torch.allclose(model(images), before, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Scenes before their classes' own grounds, and unseen ones."""
+    shown, unseen = (render(torch.arange(count), seed=seed, size=32, correlation=1.0) for count, seed in ((384, 1), (200, 2)))
+    return [(center_view(scene.images, 32, crop=1.0), scene.labels) for scene in (shown, unseen)]
+
+
+@pytest.mark.parametrize("name", pooling_names())
+def test_every_pooling_learns_in_a_small_vit(name, scenes):
+    (images, labels), (unseen, truth) = scenes
+    torch.manual_seed(0)
+    model = create_model("vit_nano", pooling=name, img_size=32, depth=1, embed_dim=64, num_classes=10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(48):
+        some = torch.arange(step * 64, step * 64 + 64) % len(images)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[some]), labels[some]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert (model.eval()(unseen).argmax(1) == truth).double().mean() > 0.35  # chance is 0.1
 
 
 @pytest.mark.parametrize("arch", SMALL)

@@ -58,8 +58,8 @@ class Stream:
     def __init__(self, table: pa.Table, size: int, device, *, workers: int | None = None, ahead: int = 2):
         self.table, self.size, self.device, self.ahead = table, size, device, ahead
         self.workers = workers or len(os.sched_getaffinity(0))
-        self.labels = torch.tensor(table["label"].to_pylist(), device=device)
-        self.fingerprint = _table_fingerprint(table, size)
+        self.labels = torch.tensor(_labels(table), device=device)
+        self.fingerprint = table_fingerprint(table, size)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -129,7 +129,7 @@ def bank(
 
     file = (
         Path(cache) if cache is not None else paths.runs_folder() / "banks"
-    ) / f"{name}-{split}-{size}-{_table_fingerprint(table, size)}.safetensors"
+    ) / f"{name}-{split}-{size}-{table_fingerprint(table, size)}.safetensors"
     if file.is_file():
         try:
             tensors = load_file(file)
@@ -166,13 +166,18 @@ def _decode_all(table: pa.Table, size: int, title: str | None) -> dict[str, Tens
         for i, (pixels, original) in enumerate(tqdm(results, title, len(table), disable=title is None, mininterval=2, unit="image")):
             images[i] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
             sizes[i] = torch.tensor(original)
-    return {"images": images, "sizes": sizes, "labels": torch.tensor(table["label"].to_pylist())}
+    return {"images": images, "sizes": sizes, "labels": torch.tensor(_labels(table))}
 
 
 def _scenes_bank(split: str, size: int, fraction: float, device, described) -> Bank:
     count = _part(fraction, described.splits[split])
     scene = scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], size=size)
     return _make({"images": scene.images, "sizes": torch.full((count, 2), size, dtype=torch.int32), "labels": scene.labels}, device)
+
+
+def _labels(table: pa.Table) -> list[int]:
+    """-1 for images without a class."""
+    return table["label"].to_pylist() if "label" in table.column_names else [-1] * len(table)
 
 
 def _part(fraction: float, whole: int) -> int:
@@ -189,9 +194,9 @@ def _make(tensors: dict[str, Tensor], device) -> Bank:
     return Bank(**{k: v.to(device) for k, v in tensors.items()}, fingerprint=digest.hexdigest()[:16])
 
 
-def _table_fingerprint(table: pa.Table, size: int) -> str:
-    """Of what would be decoded: names, labels, and the bytes or the files' sizes and times."""
-    digest = hashlib.sha256(json.dumps([size, len(table), table["label"].to_pylist()]).encode())
+def table_fingerprint(table: pa.Table, size: int = 0) -> str:
+    """Of what would be decoded onto canvases of ``size``: labels, and the bytes or the files' names, sizes and times."""
+    digest = hashlib.sha256(json.dumps([size, len(table), _labels(table)]).encode())
     for batch in table.select(["image"]).to_batches(max_chunksize=512):
         for row in batch["image"].to_pylist():
             if row["bytes"]:

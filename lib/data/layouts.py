@@ -38,7 +38,7 @@ def read_image_folder(folder: Path, split: str, columns: dict[str, list[str]], n
     if base is None:
         return None
     classes = names or sorted(p.name for p in base.iterdir() if p.is_dir())
-    rows = [(file, label) for label, name in enumerate(classes) for file in _images(base / name)]
+    rows = [(file, label) for label, name in enumerate(classes) for file in images_in(base / name)]
     if not rows:
         raise ValueError(f"{base}: holds no images in class folders")
     return _from_files(rows)
@@ -53,12 +53,12 @@ def read_tiny_imagenet(folder: Path, split: str, columns: dict[str, list[str]], 
     if split == "train":
         for name, label in label_of.items():
             annotations = _box_lines(folder / "train" / name / f"{name}_boxes.txt", 5)
-            for file in _images(folder / "train" / name / "images"):
+            for file in images_in(folder / "train" / name / "images"):
                 rows.append((file, label))
                 boxes.append([annotations[file.name]] if file.name in annotations else [])
     else:
         listing = folder / "val" / "val_annotations.txt"
-        for line in _lines(listing):
+        for line in lines_of(listing):
             fields = line.split("\t")
             if len(fields) < 6 or fields[1] not in label_of:
                 raise ValueError(f"{listing}: line {line!r} is not 'file, wnid, x0, y0, x1, y1'")
@@ -99,14 +99,14 @@ def first_of_each_class(table: pa.Table, count: int) -> pa.Table:
     return table.take(pa.array(keep, pa.int64()))
 
 
-def _natural(name: str) -> list:
+def natural(name: str) -> list:
     """Sort key in which n01_2 comes before n01_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _sorted(table: pa.Table) -> pa.Table:
     labels, files = table["label"].to_pylist(), table["filename"].to_pylist()
-    order = sorted(range(len(labels)), key=lambda i: (labels[i], _natural(files[i] or "")))
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], natural(files[i] or "")))
     return table.take(pa.array(order, pa.int64()))
 
 
@@ -121,21 +121,24 @@ def _from_files(rows: list[tuple[Path, int]], boxes: list | None = None) -> pa.T
     return _sorted(pa.table(columns))
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
     return [p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS]
 
 
-def _lines(file: Path) -> list[str]:
+def lines_of(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"{file}: no such annotation file")
-    return [line for line in file.read_text().splitlines() if line.strip()]
+    try:
+        return [line for line in file.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: damaged or not a text file ({error})") from error
 
 
 def _box_lines(file: Path, fields: int) -> dict[str, list[float]]:
     found = {}
-    for line in _lines(file):
+    for line in lines_of(file):
         parts = line.split("\t")
         if len(parts) != fields:
             raise ValueError(f"{file}: line {line!r} is not 'file, x0, y0, x1, y1'")

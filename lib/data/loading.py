@@ -8,7 +8,9 @@ import pyarrow as pa
 import yaml
 
 from lib import paths
-from lib.data import layouts, scenes
+from lib.data import annotated, layouts, scenes
+
+LAYOUTS = layouts.LAYOUTS | annotated.LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,14 @@ class Card:
     name: str
     hub: str | None  # repository on the Hub
     folders: dict[str, float]  # local folder -> fraction of each class's training images that it holds
-    layout: tuple[str, ...]  # names in layouts.LAYOUTS, tried in turn
+    layout: tuple[str, ...]  # names in LAYOUTS, tried in turn
     splits: dict[str, int]  # split -> images in the full set
     local_splits: dict[str, str]  # split -> its name in local folders
     hub_splits: dict[str, str]  # split -> its name on the Hub
     hub_options: dict[str, str]  # what else datasets.load_dataset needs
     columns: dict[str, list[str]]  # our column -> possible names of theirs
     class_names: list[str]
-    images_per_class: int  # of the full training split, at most
+    images_per_class: int  # of the full training split, at most; 0 where images have no class
     licence: str
 
 
@@ -42,7 +44,7 @@ def card(name: str) -> Card:
     try:
         front = yaml.safe_load(file.read_text().split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
-        label = next(f for f in info["features"] if f["name"] == "label")["dtype"]
+        label = next((f["dtype"] for f in info["features"] if f["name"] == "label"), None)  # none where images have no class
         names = list(label["class_label"]["names"].values()) if isinstance(label, dict) else []
         return Card(
             name=name,
@@ -53,9 +55,9 @@ def card(name: str) -> Card:
             local_splits=ours.get("local_splits", {}),
             hub_splits=ours.get("hub_splits", {}),
             hub_options=ours.get("hub_options", {}),
-            columns=ours["columns"],
+            columns=ours.get("columns", {}),
             class_names=names,
-            images_per_class=ours["images_per_class"],
+            images_per_class=ours.get("images_per_class", 0),
             licence=front["license_name"] if front["license"] == "other" else front["license"],
         )
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, yaml.YAMLError) as error:
@@ -76,7 +78,8 @@ def load(name: str, split: str, *, root: str | Path | None = None):
             needs nothing.
 
     Returns:
-        ``datasets.Dataset`` with ``image`` (decoded on access), ``label``, ``filename`` and, where known, ``boxes``.
+        ``datasets.Dataset`` with ``image`` (decoded on access), ``filename`` and, where known, ``label``, ``boxes``, ``mask``
+        (decoded on access) and ``sequence``.
 
     Raises:
         ValueError: an unknown name or split, a root without the set, or a damaged file, which is named.
@@ -84,7 +87,7 @@ def load(name: str, split: str, *, root: str | Path | None = None):
     import datasets
 
     table = read_table(name, split, root=root)
-    features = {"image": datasets.Image(), "label": datasets.Value("int64"), "filename": datasets.Value("string")}
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.Value("int64"), "filename": datasets.Value("string")}
     if card(name).class_names:
         features["label"] = datasets.ClassLabel(names=card(name).class_names)
     if "boxes" in table.column_names:
@@ -109,7 +112,7 @@ def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.T
     folder = find_folder(name, root)
     if folder is not None:
         for layout in described.layout:
-            table = layouts.LAYOUTS[layout](folder, described.local_splits.get(split, split), described.columns, described.class_names)
+            table = LAYOUTS[layout](folder, described.local_splits.get(split, split), described.columns, described.class_names)
             if table is not None:
                 return table
         raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(described.layout)}")
@@ -134,6 +137,8 @@ def find_folder(name: str, root: str | Path | None = None) -> Path | None:
 
 
 def _from_hub(described: Card, split: str) -> pa.Table:
+    if described.hub is None:
+        raise ValueError(f"{described.name}: needs $COMPANION_DATA with one of the folders {', '.join(described.folders)}")
     import datasets
 
     try:

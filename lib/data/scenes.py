@@ -19,7 +19,8 @@ from torch import Tensor
 OUTLINES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)  # label = 2 * outline + texture
-SPLIT_SEEDS = {"train": 1, "validation": 2}
+SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3}
+FRAMES = 8  # of a video
 SIZE = 64  # pixels a side, unless asked otherwise
 CHUNK = 64  # scenes rendered at a time, so that intermediate images stay in the cache
 
@@ -98,22 +99,45 @@ def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options) -> 
 
 
 def table(split: str, count: int) -> pa.Table:
-    """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``)."""
+    """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``).
+
+    ``videos`` has ``count`` frames of videos of ``FRAMES`` frames and two objects each, with ``sequence``; its masks number the
+    objects from 1.
+    """
+    if split == "videos":
+        return _video_table(count // FRAMES)
     scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split])
-    columns = {
-        "image": [_png(image.permute(1, 2, 0).numpy(), i) for i, image in enumerate(scenes.images)],
-        "label": scenes.labels.tolist(),
-        "filename": [f"{i:06d}.png" for i in range(count)],
-        "boxes": scenes.boxes.tolist(),
-    }
+    return _table(
+        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
+        label=scenes.labels.tolist(),
+        filename=[f"{i:06d}.png" for i in range(count)],
+        boxes=scenes.boxes.tolist(),
+        mask=[_png(mask.byte(), i) for i, mask in enumerate(scenes.masks[:, 0])],
+    )
+
+
+def _video_table(count: int) -> pa.Table:
+    scenes = videos(torch.arange(count), FRAMES, seed=SPLIT_SEEDS["videos"], objects=2)
+    numbered = (scenes.masks * torch.tensor([1, 2]).view(2, 1, 1)).sum(2).byte()  # [n, frames, S, S]
+    places = [(video, frame) for video in range(count) for frame in range(FRAMES)]
+    return _table(
+        image=[_png(scenes.images[video, frame].permute(1, 2, 0), frame) for video, frame in places],
+        filename=[f"{frame:06d}.png" for _, frame in places],
+        mask=[_png(numbered[video, frame], frame) for video, frame in places],
+        sequence=[f"video {video}" for video, _ in places],
+    )
+
+
+def _table(**columns: list) -> pa.Table:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types = {"image": image, "label": pa.int64(), "filename": pa.string(), "boxes": pa.list_(pa.list_(pa.float32()))}
+    boxes = pa.list_(pa.list_(pa.float32()))
+    types = {"image": image, "mask": image, "label": pa.int64(), "filename": pa.string(), "sequence": pa.string(), "boxes": boxes}
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
 
 
-def _png(pixels: np.ndarray, index: int) -> dict:
+def _png(pixels: Tensor, index: int) -> dict:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "png", compress_level=1)
+    Image.fromarray(pixels.numpy()).save(stream, "png", compress_level=1)
     return {"bytes": stream.getvalue(), "path": f"{index:06d}.png"}
 
 

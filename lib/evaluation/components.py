@@ -1,10 +1,38 @@
-"""The connected parts of a map at every threshold at once."""
+"""Connected parts: of a mask, and of a map at every threshold at once."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 THRESHOLDS = 255  # distinct binarisations ``byte > t`` that leave some foreground: t from 0 to 254
 FORWARD_4 = ((0, 1), (1, 0))  # (down, right) to the neighbours that follow in row-major order
 FORWARD_8 = (*FORWARD_4, (1, -1), (1, 1))
+
+
+def label(mask: Tensor) -> Tensor:
+    """Number the 4-connected parts of a mask.
+
+    Args:
+        mask: Bool[H, W].
+
+    Returns:
+        Long[H, W]: 0 outside the mask, then 1, 2, … in the row-major order of each part's first pixel.
+    """
+    places = torch.arange(1, mask.numel() + 1, device=mask.device).view_as(mask)
+    parts = torch.where(mask, places, 0)
+    beyond = mask.numel() + 1
+    while True:  # each pixel takes the lowest number around it, and then that pixel's own number, until nothing changes
+        around = torch.nn.functional.pad(torch.where(mask, parts, beyond), (1, 1, 1, 1), value=beyond)
+        lowest = around[1:-1, 1:-1]
+        for shifted in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
+            lowest = torch.minimum(lowest, shifted)
+        lowest = torch.where(mask, lowest, 0)
+        lowest = torch.where(mask, lowest.flatten()[(lowest - 1).clamp(min=0)], 0)
+        if torch.equal(lowest, parts):
+            break
+        parts = lowest
+    first = (parts == places).flatten()
+    return torch.where(mask, first.cumsum(0)[(parts - 1).clamp(min=0)], 0)
 
 
 def component_boxes(fine: np.ndarray, forward: tuple) -> tuple[np.ndarray, np.ndarray]:

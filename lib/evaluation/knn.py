@@ -66,7 +66,7 @@ def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor,
     for start in range(0, len(train_x), rows):
         block = F.normalize(train_x[start : start + rows].double(), dim=1)
         # Rounded, so that copies of a vector are equally near whatever the order of a matrix product's sums.
-        values, places = _top((query @ block.T).round_(decimals=12), min(k, len(block)))
+        values, places = stable_topk((query @ block.T).round_(decimals=12), min(k, len(block)))
         # Earlier blocks come first, so a stable sort leaves ties in the order of their index.
         values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
         index = torch.cat([index, places + start], 1).gather(1, order)[:, :k]
@@ -74,7 +74,7 @@ def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor,
     return best, index
 
 
-def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def stable_topk(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``topk`` with equal values by rising index; ``topk`` itself promises no order among them."""
     values, places = similarity.topk(k, dim=1)
     places = places.sort(1)[0]

@@ -212,6 +212,20 @@ def localization_maps(network: nn.Module, source, *, size: int, crop: float = 1.
     return found
 
 
+def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
+    """The share of each map that lies on the objects.
+
+    Args:
+        maps: Float[M, h, w], not negative, with a positive sum.
+        objects: Float[M, H, W] in [0, 1], 1 on an object; a cell of a map counts by the part of it that is covered.
+
+    Returns:
+        Float[M] in [0, 1]; a map that is even has the objects' share of the image.
+    """
+    cover = F.adaptive_avg_pool2d(objects, maps.shape[1:])
+    return (maps * cover).sum((1, 2)) / maps.sum((1, 2))
+
+
 def measure_localization(
     network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float = 1.0, box_size: int = 224, progress: bool = False
 ) -> dict[str, float]:
@@ -241,9 +255,7 @@ def measure_localization(
             for level, value in max_box_accuracy(maps, boxes, image_size=box_size, progress=progress).items():
                 figures[f"{prefix}{name}_maxbox" + ("" if level == "mean" else f"_{100 * level:.0f}")] = value
             if name == "attention":
-                cover = F.adaptive_avg_pool2d(inside, maps.shape[1:])
-                share = (maps * cover).sum((1, 2)) / maps.sum((1, 2))
-                figures[f"{prefix}attention_mass"] = 100 * share.mean().item()
+                figures[f"{prefix}attention_mass"] = 100 * attention_mass(maps, inside).mean().item()
     return {name: round(value, 3) for name, value in figures.items()}
 
 

@@ -5,11 +5,17 @@ from timm.models.resnet import BasicBlock
 from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 
-from lib.models.base import Features, Model
+from lib.models.base import Features, Model, simpool_keys
+from lib.pooling import SimPool
 
 
 class Convolutional(Model):
     """A network whose patches are the pixels of its last map."""
+
+    def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        maps = self.forward_features(images)  # [B, D, H, W]
+        patches = maps.flatten(2).mT
+        return simpool_keys(self.pooling, patches) if isinstance(self.pooling, SimPool) else patches, tuple(maps.shape[-2:])
 
     def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:

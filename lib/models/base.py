@@ -9,6 +9,8 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from lib.pooling import SimPool
+
 
 class Features(NamedTuple):
     """What a network makes of images.
@@ -41,6 +43,22 @@ class Model(
         """Features of images Float[B, 3, h, w]. Of several pooled vectors, ``cls`` is the largest of each channel."""
         found = self.pool(images, mask)
         return found._replace(cls=found.cls.amax(1)) if found.cls.ndim == 3 else found
+
+    def last_cls(self, images: Tensor, blocks: int = 1) -> Tensor:
+        """The class tokens of the last blocks, each through the final norm, joined: Float[B, blocks D], the last block's last.
+
+        Raises:
+            ValueError: more than one block of a network without a class token, or more than it has.
+        """
+        if blocks != 1:
+            raise ValueError(f"blocks: got {blocks}, a network without a class token accepts 1, its pooled vector")
+        return self.features(images).cls
+
+    @abstractmethod
+    def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """What is known of the patches where they are last compared, Float[B, N, D], and their grid (H, W): the keys of SimPool,
+        else of a transformer's last block, else the patches themselves.
+        """
 
     def forward(self, images: Tensor) -> Tensor:
         """Float[B, 3, h, w] -> logits Float[B, num_classes], or the pooled vector [B, D] without a classifier.
@@ -97,3 +115,8 @@ class Model(
         except Exception as error:
             raise ValueError(f"{file}: missing or damaged weights ({error})") from error
         return model
+
+
+def simpool_keys(pooling: SimPool, patches: Tensor) -> Tensor:
+    """K = LN(X) W_K^T (SimPool, eq. 11) of patches Float[B, N, D]."""
+    return pooling.wk(pooling.norm_patches(patches))

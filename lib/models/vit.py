@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from lib.models.base import Features, Model
+from lib.models.base import Features, Model, simpool_keys
+from lib.pooling import SimPool
 
 # Small networks for small images; everything else is timm's.
 SMALL = {
@@ -58,6 +59,29 @@ class ViT(Model, VisionTransformer):
         vector, attention = self.pooling(x if self.norm_after else normalised, grid)
         return Features(self.norm(vector) if self.norm_after else vector, normalised, grid, attention)
 
+    def last_cls(self, images: Tensor, blocks: int = 1) -> Tensor:
+        if self.pooling is not None or blocks == 1:
+            return super().last_cls(images, blocks)
+        if not 1 <= blocks <= len(self.blocks):
+            raise ValueError(f"blocks: got {blocks}, accepts 1 to {len(self.blocks)}")
+        x, _ = self._embed(images, None)
+        tokens = []
+        for block in self.blocks:
+            x = block(x)
+            tokens.append(x[:, 0])
+        return torch.cat([self.norm(token) for token in tokens[-blocks:]], 1)
+
+    def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x, grid = self._embed(images, None)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        prefix, last = self.num_prefix_tokens, self.blocks[-1]
+        if isinstance(self.pooling, SimPool):
+            x = last(x)[:, prefix:]
+            return simpool_keys(self.pooling, x if self.norm_after else self.norm(x)), grid
+        _, keys, _ = _query_key_value(last.attn, last.norm1(x))
+        return keys[:, :, prefix:].transpose(1, 2).flatten(2), grid
+
     def classify(self, vector: Tensor) -> Tensor:
         return self.head(self.head_drop(self.fc_norm(vector)))
 
@@ -103,14 +127,19 @@ def last_block(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, _ = x.shape
-    q, k, v = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    q, k = attn.q_norm(q), attn.k_norm(k)  # [B, heads, T, d]
+    q, k, v = _query_key_value(attn, x)
     first = ((q[:, :, :1] * attn.scale) @ k.mT).softmax(-1).squeeze(2)  # [B, heads, T]
     y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     y = attn.norm(y.transpose(1, 2).reshape(batch, tokens, -1))
     if attn.gate is not None:
         y = y * attn.gate(x).sigmoid()
     return attn.proj_drop(attn.proj(y)), first
+
+
+def _query_key_value(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each Float[B, heads, T, d]."""
+    q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
 
 
 def is_plain(model: nn.Module) -> bool:

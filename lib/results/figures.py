@@ -1,11 +1,15 @@
 """One style for all figures, and the drawings that several notebooks share."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import Image as Display
 from IPython.display import Markdown
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lib.results import papers
@@ -75,6 +79,39 @@ def image_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: 
     for axis, title in zip(axes[0], titles or []):
         axis.set_title(title, fontsize=10)
     plt.show()
+
+
+def box_on(image: Image.Image, boxes: dict[str, list]) -> Tensor:
+    """The image with boxes (x0, y0, x1, y1 in pixels) drawn on it, uint8[3, H, W]: those named ``true`` in white, others in the
+    palette's colours, in turn.
+    """
+    image = image.convert("RGB")
+    draw = ImageDraw.Draw(image)
+    colours = iter(PALETTE[1:])
+    for name, found in boxes.items():
+        colour = (255, 255, 255) if name == "true" else tuple(round(255 * part) for part in next(colours))
+        for x0, y0, x1, y1 in found:
+            draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=max(1, min(image.size) // 100))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def with_masks(image: Image.Image, masks: Tensor, *, strength: float = 0.55) -> Tensor:
+    """The image with the objects of Long[H, W] (0 background) in the palette's colours, uint8[3, H, W]."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).float()
+    colours = torch.tensor([(0, 0, 0), *PALETTE]) * 255
+    painted = (1 - strength) * pixels + strength * colours[(masks - 1) % len(PALETTE) + 1]
+    return torch.where((masks > 0)[..., None], painted, pixels).byte().permute(2, 0, 1)
+
+
+def animation(frames: list[Tensor], *, seconds: float = 0.15, height: int = 160) -> Display:
+    """Frames uint8[3, H, W] as a GIF that a notebook shows, ``height`` pixels high, each for some seconds."""
+    pictures = []
+    for frame in frames:
+        picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+        pictures.append(picture.resize((round(height * picture.width / picture.height), height)).quantize(64))
+    stream = io.BytesIO()
+    pictures[0].save(stream, "gif", save_all=True, append_images=pictures[1:], duration=round(1000 * seconds), loop=0)
+    return Display(stream.getvalue(), format="gif")
 
 
 def hide_patches(image: Tensor, mask: Tensor, grid: tuple[int, int], *, grey: float = 0.5) -> Tensor:

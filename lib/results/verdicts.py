@@ -77,6 +77,8 @@ def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
     if not how or records.empty:
         return "", np.empty(0)
     chosen = records[records.experiment == how["experiment"]]
+    for key, value in how.get("where", {}).items():
+        chosen = chosen[chosen.get(f"config.{key}", pd.Series(index=chosen.index)) == value]
     for scale in EVIDENCE:
         here = chosen[chosen.scale == scale]
         gaps = _margins(here, how) if "limit" in how else _paired(here, how)

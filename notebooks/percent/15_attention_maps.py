@@ -103,23 +103,55 @@ for name, features in seen.items():
         )
 
 # %% [markdown]
-# ## Convolutional networks too
+# ## Over training, and in convolutional networks too
 #
-# A convolutional network has no class token and no attention. With SimPool it gets one; here while it is trained, live, on scenes.
+# A convolutional network has no class token and no attention. With SimPool it gets one. Here a small ResNet and a small Vision
+# Transformer learn to classify scenes, live; after every epoch SimPool's maps of unseen scenes are kept, and the share of the attention
+# that lies on the objects, in percent.
+
+# %%
+from lib.data.scenes import render
+from lib.evaluation.localization import attention_mass
+
+unseen = render(torch.arange(2020, 2084), size=64)
+views, objects = center_view(unseen.images, 48, crop=1.0), unseen.masks[:, 0].float()
+kept = {}
+
+
+def keep_maps(network, epoch):
+    with torch.inference_mode():
+        features = network.eval().features(views)
+    maps = features.attention.mean(1).unflatten(1, features.grid)
+    kept[type(network).__name__, epoch] = maps
+    return {"attention mass": 100 * attention_mass(maps, objects).mean().item()}
+
 
 # %% tags=["nbval-ignore-output"]
-from lib.data.scenes import render
-from lib.train import entry_for, load_encoder, run, untrained_encoder
+from tempfile import TemporaryDirectory
 
-entry = entry_for("smoke", "benchmark")
-scenes = center_view(render(torch.arange(20, 24), size=64).images, 48, crop=1.0)
-maps = {"image": list(denormalise(scenes))}
-found = run(entry, pooling="simpool", progress=False)
-for title, network in {"untrained": untrained_encoder(found), "trained": load_encoder(found)}.items():
-    with torch.no_grad():
-        features = network.features(scenes)
-    maps[f"ResNet + SimPool, {title}"] = [a.view(features.grid) for a in features.attention[:, 0]]
-image_grid(maps)
+import pandas as pd
+
+from lib.data import bank
+from lib.train import build, configure
+from lib.training import read_log, train, training_steps
+
+train_set = bank("scenes", "train", 64, fraction=0.4, progress=False)
+mass = {"even": {epoch: 100 * objects.mean().item() for epoch in range(4)}}
+for entry in ("benchmark", "supervised"):
+    config = configure(recipes.entry(f"smoke/{entry}"), {"pooling": "simpool", "epochs": 3, "knn_epochs": 1})
+    learner = build(config, training_steps(train_set, config)[1], "cpu")
+    with TemporaryDirectory() as folder:
+        train(learner, train_set, config, folder, evaluate=keep_maps, progress=False)
+        mass[type(learner.encoder).__name__] = {
+            line["epoch"]: line["attention mass"] for line in read_log(folder) if "attention mass" in line
+        }
+
+# %% tags=["nbval-ignore-output"]
+rows = {"scene": list(denormalise(views[:4]))}
+for (name, epoch), maps in kept.items():
+    rows[f"{name}, epoch {epoch}"] = list(maps[:4])
+image_grid(rows)
+pd.DataFrame(mass).rename_axis("epoch").round(1)
 
 # %% [markdown]
 # ## As a number

@@ -1,0 +1,301 @@
+"""How far a classifier leans on backgrounds: ImageNet-9 and its variants.
+
+Source: Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", ICLR 2021, section 2 and
+appendix A.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.data.views import center_view
+from lib.data.whole import read_mask
+from lib.evaluation.linear import probed
+
+IN9_CLASSES = ("dog", "bird", "vehicle", "reptile", "carnivore", "insect", "instrument", "primate", "fish")
+# First and last class of ImageNet-1k in each run of classes that belong to one of the nine. A class belongs to the one above it
+# in WordNet's tree, in which ImageNet keeps a single parent: greyhounds are racers there, game birds are game, domestic cats are
+# domestic animals, a golf cart is golf equipment and a mobile home is housing.
+_IN9_RUNS = (
+    ((151, 170), (173, 268)),
+    ((7, 24), (87, 100), (127, 146)),
+    (
+        *((407, 408), (428, 428), (436, 436), (444, 444), (468, 468), (511, 511), (547, 547), (555, 555), (561, 561), (565, 565)),
+        *((569, 569), (573, 573), (586, 586), (603, 603), (609, 609), (612, 612), (627, 627), (656, 656), (661, 661), (665, 665)),
+        *((670, 671), (675, 675), (690, 690), (705, 705), (717, 717), (734, 734), (751, 751), (757, 757), (791, 791), (802, 803)),
+        *((817, 817), (820, 820), (829, 829), (847, 847), (864, 864), (866, 867), (870, 870), (880, 880)),
+    ),
+    ((33, 68),),
+    ((269, 280), (286, 299), (356, 362), (387, 388)),
+    ((300, 326),),
+    (
+        *((401, 402), (420, 420), (432, 432), (486, 486), (494, 494), (513, 513), (541, 541), (546, 546), (558, 558), (566, 566)),
+        *((577, 577), (579, 579), (593, 594), (641, 642), (683, 684), (687, 687), (699, 699), (776, 776), (822, 822), (875, 875)),
+        *((881, 881), (889, 889)),
+    ),
+    ((365, 384),),
+    ((0, 6), (389, 397)),
+)
+_IN9 = {c: nine for nine, runs in enumerate(_IN9_RUNS) for first, last in runs for c in range(first, last + 1)}
+
+# column in the papers -> (name in the release, what it shows)
+VARIANTS = {
+    "OF": ("only_fg", "the object on black"),
+    "MS": ("mixed_same", "the object on a background of its class"),
+    "MR": ("mixed_rand", "the object on a background of a random class"),
+    "MN": ("mixed_next", "the object on a background of the next class"),
+    "NF": ("no_fg", "the object blackened"),
+    "OBB": ("only_bg_b", "the object's box blackened"),
+    "OBT": ("only_bg_t", "the object's box covered with background"),
+    "IN-9": ("original", "the image"),
+}
+
+
+def in9_class(imagenet_class: int) -> int:
+    """Which of the nine classes an ImageNet-1k class belongs to: 0 to 8, or -1 for the 630 others, which always count as wrong.
+
+    Raises:
+        ValueError: no class of ImageNet-1k.
+    """
+    if not isinstance(imagenet_class, int) or isinstance(imagenet_class, bool) or not 0 <= imagenet_class < 1000:
+        raise ValueError(f"imagenet_class: got {imagenet_class!r}, accepts an int from 0 to 999")
+    return _IN9.get(imagenet_class, -1)
+
+
+def background_variants(
+    images: Tensor, masks: Tensor, boxes: Tensor, labels: Tensor, *, num_classes: int, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Every variant of images whose objects are known.
+
+    In the mixed ones, the object is laid over another image whose own object's box is covered with background (as in OBT). The
+    other image is drawn from the same class (and is another one where there is another), from a class drawn uniformly from
+    those that are there, or from the next of them.
+
+    Args:
+        images: uint8[n, 3, S, S].
+        masks: Bool[n, S, S], True on the object.
+        boxes: Float[n, 4], around the object, x1 and y1 exclusive.
+        labels: Long[n] in [0, num_classes).
+        num_classes: C.
+        generator: for the choice of backgrounds, on the CPU.
+
+    Returns:
+        uint8[n, 3, S, S] for each name in ``VARIANTS``.
+
+    Raises:
+        ValueError: shapes or types that do not fit, or no images.
+    """
+    n, size = len(images), images.shape[-1]
+    if images.dtype != torch.uint8 or images.shape != (n, 3, size, size) or not n:
+        raise ValueError(f"images: got {images.dtype} of shape {tuple(images.shape)}, accepts uint8[n, 3, S, S] with n >= 1")
+    if masks.dtype != torch.bool or masks.shape != (n, size, size):
+        raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts Bool{[n, size, size]}")
+    if boxes.shape != (n, 4):
+        raise ValueError(f"boxes: got shape {tuple(boxes.shape)}, accepts {[n, 4]}")
+    if labels.shape != (n,) or labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels: got {labels.dtype} of shape {tuple(labels.shape)}, accepts Long{[n]}, each in [0, {num_classes})")
+    mask = masks[:, None]
+    boxed = _inside(boxes, size)[:, None]
+    covered = torch.stack([tile_over(image, box) for image, box in zip(images, boxes)])
+    present = labels.unique()
+    position = torch.searchsorted(present, labels)
+    random = torch.randint(len(present), (n,), generator=generator).to(labels.device)
+    laid = {}
+    for name, classes in (("MS", position), ("MR", random), ("MN", (position + 1) % len(present))):
+        chosen = _draw(labels, present[classes], generator)
+        laid[name] = torch.where(mask, images, covered[chosen])
+    black = torch.zeros((), dtype=torch.uint8, device=images.device)
+    return {
+        "OF": torch.where(mask, images, black),
+        **laid,
+        "NF": torch.where(mask, black, images),
+        "OBB": torch.where(boxed, black, images),
+        "OBT": covered,
+        "IN-9": images,
+    }
+
+
+def tile_over(image: Tensor, box: Tensor) -> Tensor:
+    """An image uint8[3, S, S] with a box [4] covered by tiles of the largest rectangle of background beside it; black where the
+    box leaves none.
+    """
+    size = image.shape[-1]
+    x0, y0 = (max(0, int(v)) for v in box[:2])
+    x1, y1 = (min(size, int(-(-v // 1))) for v in box[2:].tolist())
+    if x1 <= x0 or y1 <= y0:
+        return image.clone()
+    sides = [image[:, :, :x0], image[:, :, x1:], image[:, :y0], image[:, y1:]]
+    tile = max(sides, key=lambda side: side.shape[1] * side.shape[2])
+    covered = image.clone()
+    height, width = y1 - y0, x1 - x0
+    if not tile.numel():
+        covered[:, y0:y1, x0:x1] = 0
+        return covered
+    down, right = -(-height // tile.shape[1]), -(-width // tile.shape[2])
+    covered[:, y0:y1, x0:x1] = tile.repeat(1, down, right)[:, :height, :width]
+    return covered
+
+
+def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tensor:
+    """The objects in boxes, found by GrabCut, as ImageNet-9 was made.
+
+    Args:
+        images: uint8[n, 3, S, S].
+        boxes: Float[n, 4], x1 and y1 exclusive.
+        iterations: of GrabCut.
+
+    Returns:
+        Bool[n, S, S] on the images' device. GrabCut needs background: where a box covers the whole image, or GrabCut finds
+        nothing, the mask is the box.
+    """
+    import cv2
+
+    box_masks = _inside(boxes, images.shape[-1])
+    masks = []
+    for image, box in zip(images, box_masks):
+        if box.all() or not box.any():
+            masks.append(box)
+            continue
+        cv2.setRNGSeed(0)
+        found = torch.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).byte().cpu().numpy()
+        pixels = image.permute(1, 2, 0).flip(-1).contiguous().cpu().numpy()
+        cv2.grabCut(pixels, found, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)
+        mask = torch.from_numpy(found).to(image.device) == cv2.GC_PR_FGD
+        masks.append(mask if mask.any() else box)
+    return torch.stack(masks)
+
+
+def known_objects(source, *, most: float = 0.9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images whose single object is known, as ImageNet-9 chose them: with one box that covers at most ``most`` of the image.
+
+    Args:
+        source: a ``lib.data.Stream`` whose table has ``boxes`` and, if GrabCut is not to find the objects in them, ``mask``.
+        most: part of the image.
+
+    Returns:
+        images uint8[n, 3, S, S], masks Bool[n, S, S], boxes Float[n, 4] in pixels of the canvas, labels Long[n].
+
+    Raises:
+        ValueError: no such image.
+    """
+    found = []
+    annotated = source.table["boxes"].to_pylist()
+    masks = source.table["mask"].to_pylist() if "mask" in source.table.column_names else None
+    for start, (images, sizes, labels) in zip(range(0, len(source), 256), source.batches(torch.arange(len(source)).split(256))):
+        for i, (image, (height, width), label) in enumerate(zip(images, sizes.tolist(), labels), start):
+            if len(annotated[i]) != 1:
+                continue
+            box = torch.tensor(annotated[i], device=image.device) * source.size / torch.tensor([[width, height] * 2], device=image.device)
+            if 0 < (box[0, 2:] - box[0, :2]).prod() <= most * source.size**2:
+                mask = grabcut_masks(image[None], box) if masks is None else _resized(read_mask(masks[i]), source.size).to(image.device)
+                found.append((image[None], mask, box, label[None]))
+    if not found:
+        raise ValueError(f"source: got {len(source)} images, none with a single box of at most {most:.0%} of it, accepts at least one")
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+def _resized(mask: Tensor, size: int) -> Tensor:
+    """Objects of Long[H, W] as Bool[1, size, size]."""
+    return F.interpolate((mask > 0)[None, None].float(), (size, size), mode="nearest-exact")[0] > 0
+
+
+def background_accuracy(
+    classify: Callable[[Tensor], Tensor], variants: dict[str, tuple[Tensor, Tensor]], *, size: int, crop: float
+) -> dict[str, float]:
+    """Accuracy on every variant, in percent.
+
+    Args:
+        classify: views Float[b, 3, size, size] -> logits Float[b, C]; with 1,000 classes the one of the nine that the class belongs
+            to is what counts.
+        variants: name -> (images uint8[n, 3, S, S], labels Long[n]).
+        size, crop: of the centre views.
+
+    Returns:
+        A figure for each name, and ``background_gap``, that of MS less that of MR.
+    """
+    figures = {}
+    for name, (images, labels) in variants.items():
+        right = [_named(classify, part, size, crop) == truth for part, truth in zip(images.split(128), labels.split(128))]
+        figures[name] = 100 * torch.cat(right).double().mean().item()
+    return figures | {"background_gap": figures["MS"] - figures["MR"]}
+
+
+def measure_backgrounds(
+    network: nn.Module, untrained: nn.Module, source, *, train, size: int, crop: float, blocks: int, batch_size: int, **options
+) -> dict[str, float]:
+    """``background_accuracy`` of a network and, with ``untrained_`` before them, of the one from which it started.
+
+    A classifier answers by itself, other networks and the untrained one by a linear probe on their frozen features.
+
+    Args:
+        network, untrained: the trained network and the one from which it started.
+        source: a ``lib.data.Stream`` for ``known_objects``; or one of ImageNet-9, whose table has ``variant``.
+        train: images to train probes on.
+        size, crop: of the centre views.
+        blocks, batch_size, options: of the probes, as of ``lib.evaluation.linear.measure_linear``.
+
+    Returns:
+        ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, as the papers' columns are named, ``background_gap``, and
+        ``images``, the number of images in each.
+    """
+    if "variant" in source.table.column_names:
+        variants = _official(source)
+    else:
+        images, masks, boxes, labels = known_objects(source)
+        generator = torch.Generator().manual_seed(0)
+        made = background_variants(images, masks, boxes, labels, num_classes=int(labels.max()) + 1, generator=generator)
+        variants = {name: (changed, labels) for name, changed in made.items()}
+    view = dict(size=size, crop=crop)
+    figures = {"images": float(len(next(iter(variants.values()))[1]))}
+    for prefix, net in (("", network), ("untrained_", untrained)):
+        if prefix == "" and isinstance(net.classifier, nn.Linear):
+            classify = net
+        else:
+            classify = probed(net, train, source, blocks=blocks if net.pooling is None else 1, batch_size=batch_size, **view, **options)
+        figures |= {prefix + name: value for name, value in background_accuracy(classify, variants, **view).items()}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+@torch.no_grad()
+def _named(classify, images: Tensor, size: int, crop: float) -> Tensor:
+    """The classes that are named, Long[n]; of ImageNet-1k's classes, the one of the nine."""
+    logits = classify(center_view(images, size, crop=crop))
+    named = logits.argmax(1)
+    if logits.shape[1] == 1000:
+        named = torch.tensor([in9_class(c) for c in named.tolist()], device=named.device)
+    return named
+
+
+def _official(source) -> dict[str, tuple[Tensor, Tensor]]:
+    """ImageNet-9's own images and labels by variant."""
+    names = source.table["variant"].to_pylist()
+    variants = {}
+    for column, (name, _) in VARIANTS.items():
+        rows = torch.tensor([row for row, variant in enumerate(names) if variant == name])
+        parts = [(images, labels) for images, _, labels in source.batches(rows.split(256))] if len(rows) else []
+        if not parts:
+            raise ValueError(f"source: has no images of the variant {name}, accepts all of {', '.join(v for v, _ in VARIANTS.values())}")
+        variants[column] = tuple(torch.cat(part) for part in zip(*parts))
+    return variants
+
+
+def _inside(boxes: Tensor, size: int) -> Tensor:
+    """Bool[n, size, size], True in the pixels that a box touches."""
+    places = torch.arange(size, device=boxes.device)
+    x = (places >= boxes[:, 0:1].floor()) & (places < boxes[:, 2:3])  # [n, size]
+    y = (places >= boxes[:, 1:2].floor()) & (places < boxes[:, 3:4])
+    return y[:, :, None] & x[:, None, :]
+
+
+def _draw(labels: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
+    """For each i a random image of class ``wanted[i]``, another than i where there is another, Long[n]."""
+    draws = torch.rand(len(labels), generator=generator)
+    chosen = []
+    for i, (label, draw) in enumerate(zip(wanted.tolist(), draws.tolist())):
+        candidates = (labels == label).nonzero().flatten()
+        if len(candidates) > 1:
+            candidates = candidates[candidates != i]
+        chosen.append(candidates[int(draw * len(candidates))])
+    return torch.stack(chosen)

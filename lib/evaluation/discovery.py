@@ -1,0 +1,285 @@
+"""Unsupervised object discovery: one box an image from a network that was never told of boxes.
+
+Source: LOST (Simeoni et al., "Localizing Objects with Self-Supervised Transformers and no Labels", BMVC 2021, section 3);
+DINO-seg, the baseline of its table 1 (after Caron et al., "Emerging Properties", 2021, figure 4).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from lib.data.whole import whole_images
+from lib.evaluation.components import label
+
+COMPONENTS = ("largest", "official")
+MARGIN = 1e-6  # of a sum of attention, against rounding
+
+
+class Discovery(NamedTuple):
+    """A discovered object.
+
+    box: Float[4], x0, y0, x1, y1 in pixels, around the component that was chosen; seed: the least connected patch (LOST) or
+    the most attended one (DINO-seg), row-major; mask: Bool[H, W], the foreground on the patch grid before one component of it
+    is chosen.
+    """
+
+    box: Tensor
+    seed: int
+    mask: Tensor
+
+
+def lost(
+    features: Tensor, grid: tuple[int, int], *, patch_size: int = 16, k_patches: int = 100, image_size: int | tuple[int, int] | None = None
+) -> Discovery:
+    """LOST: from the patch that resembles the fewest others, grown by patches that resemble it.
+
+    The degree of a patch is the number of patches, itself apart, with which its inner product is positive. The seed has the
+    lowest degree, the first of equal ones; those among the ``k_patches`` lowest degrees that correlate positively with the seed join it; the mask is
+    where the sum of the similarities with all of them is positive, and the box is that of the 4-connected component with the
+    seed.
+
+    Args:
+        features: Float[N, D], the last block's keys, or SimPool's.
+        grid: (H, W) with N = H W.
+        patch_size: pixels a side.
+        k_patches: candidates for the expansion; more than N uses N.
+        image_size: (height, width) to which the box is clipped; None does not clip.
+
+    Returns:
+        Discovery.
+
+    Raises:
+        ValueError: shapes that do not fit, or an argument out of range.
+    """
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(f"features: got {features.dtype} of shape {tuple(features.shape)}, accepts Float[N, D]")
+    _check_grid(grid, len(features), "features")
+    _check_positive(patch_size=patch_size, k_patches=k_patches)
+    _check_size(image_size)
+    similar = features @ features.T  # [N, N]
+    degree = (similar > 0).sum(1) - (similar.diagonal() > 0).long()
+    order = degree.argsort(stable=True)
+    seed = order[0]
+    candidates = order[:k_patches]
+    members = candidates[similar[seed, candidates] > 0]
+    mask = similar[members].sum(0) > 0
+    mask[seed] = True  # also where every key is zero
+    mask = mask.view(grid)
+    components = label(mask)
+    return Discovery(_box(components == components.flatten()[seed], patch_size, image_size, features), int(seed), mask)
+
+
+def dino_seg(
+    attention: Tensor,
+    grid: tuple[int, int],
+    *,
+    patch_size: int = 16,
+    head: int = 4,
+    mass: float = 0.6,
+    component: str = "largest",
+    image_size: int | tuple[int, int] | None = None,
+) -> Discovery:
+    """DINO-seg: the most attended patches that hold ``mass`` of one head's attention, and a 4-connected component of them.
+
+    Args:
+        attention: Float[heads, N] of the pooled token over the patches, not negative.
+        grid: (H, W) with N = H W.
+        patch_size: pixels a side.
+        head: which head; attention of a single head, as SimPool's, uses that one.
+        mass: share of the attention to keep, in (0, 1].
+        component: ``largest``, or ``official``, which follows LOST's released code: it looks at all components but the last in
+            row-major order, and where there is only one it takes the background. Without any background the two agree.
+        image_size: (height, width) to which the box is clipped; None does not clip.
+
+    Returns:
+        Discovery.
+
+    Raises:
+        ValueError: shapes that do not fit, an argument out of range, or attention that is nowhere positive.
+    """
+    if attention.ndim != 2 or not attention.is_floating_point() or not len(attention):
+        raise ValueError(f"attention: got {attention.dtype} of shape {tuple(attention.shape)}, accepts Float[heads, N]")
+    _check_grid(grid, attention.shape[1], "attention")
+    _check_positive(patch_size=patch_size)
+    _check_size(image_size)
+    if len(attention) > 1 and not 0 <= head < len(attention):
+        raise ValueError(f"head: got {head}, accepts 0 to {len(attention) - 1}")
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass: got {mass}, accepts a number in (0, 1]")
+    if component not in COMPONENTS:
+        raise ValueError(f"component: got {component!r}, accepts {', '.join(COMPONENTS)}")
+    weights = attention[head if len(attention) > 1 else 0].double()
+    if not (weights >= 0).all() or not 0 < weights.sum() < torch.inf:
+        raise ValueError("attention: got negative, infinite, missing or only zero values, accepts a finite distribution over the patches")
+    weights, order = (weights / weights.sum()).sort(descending=True, stable=True)
+    kept = weights.cumsum(0) - weights < mass - MARGIN  # what the more attended ones hold already
+    kept[0] = True
+    mask = torch.zeros_like(kept).scatter(0, order, kept).view(grid)
+    components = label(mask)
+    sizes = components.flatten().bincount()[1:]
+    if component == "official" and len(sizes) > 1:
+        sizes = sizes[:-1]
+    chosen = components == int(sizes.argmax()) + 1
+    if component == "official" and components.max() == 1 and not mask.all():
+        chosen = ~mask
+    return Discovery(_box(chosen, patch_size, image_size, attention), int(order[0]), mask)
+
+
+def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
+    """Share of images, in percent, whose box meets any of the objects' with an IoU of at least 0.5 (widths x1 - x0).
+
+    Args:
+        predicted: Float[M, 4].
+        ground_truth: for each image its boxes [n_i, 4]; images without any are left out.
+
+    Raises:
+        ValueError: shapes that do not fit, or no image with a box.
+    """
+    if predicted.ndim != 2 or predicted.shape[1] != 4:
+        raise ValueError(f"predicted: got shape {tuple(predicted.shape)}, accepts [M, 4]")
+    if len(ground_truth) != len(predicted):
+        raise ValueError(f"ground_truth: got {len(ground_truth)} images, accepts {len(predicted)}, one a predicted box")
+    hits = []
+    for box, boxes in zip(predicted, ground_truth):
+        boxes = torch.as_tensor(boxes, dtype=torch.float64, device=predicted.device)
+        if boxes.numel() and (boxes.ndim != 2 or boxes.shape[1] != 4):
+            raise ValueError(f"ground_truth: got boxes of shape {tuple(boxes.shape)}, accepts [n, 4]")
+        if boxes.numel():
+            hits.append(bool((_iou(box.double(), boxes) >= 0.5).any()))
+    if not hits:
+        raise ValueError("ground_truth: got no boxes, accepts at least one image with a box")
+    return 100 * sum(hits) / len(hits)
+
+
+class Found(NamedTuple):
+    """What was discovered in an image.
+
+    row: its place in the table; size: (height, width) of the original; discoveries: by method, boxes in the original's pixels.
+    """
+
+    row: int
+    size: tuple[int, int]
+    discoveries: dict[str, Discovery]
+
+
+@torch.inference_mode()
+def discover(
+    network: nn.Module, table: pa.Table, *, longest: int | None, patch_size: int, k_patches: int, progress: bool = False
+) -> Iterator[Found]:
+    """Discover an object in every image of a table.
+
+    Args:
+        network: with ``keys`` and ``features``; it is left in evaluation mode.
+        table: see ``lib.data.layouts``.
+        longest: pixels of the longer side that the network sees; None keeps the images' size.
+        patch_size: pixels a side of the network's patches.
+        k_patches: of LOST.
+        progress: show a bar.
+
+    Yields:
+        Found, with ``"lost"`` and, where the network gives attention, ``"dino_seg"`` and ``"dino_seg_official"`` of head 4 or the
+        last one. Images that cannot be read are left out with a warning.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    for whole in whole_images(table, longest=longest, multiple=patch_size, device=device, title="discovery" if progress else None):
+        keys, grid = network.keys(whole.view)
+        if (grid[0] * patch_size, grid[1] * patch_size) != tuple(whole.view.shape[2:]):
+            raise ValueError(f"patch_size: got {patch_size}, accepts {whole.view.shape[2] // grid[0]}, the network's")
+        options = dict(patch_size=patch_size, image_size=tuple(whole.view.shape[2:]))
+        made = {"lost": lost(keys[0], grid, k_patches=k_patches, **options)}
+        attention = network.features(whole.view).attention
+        if attention is not None:
+            head = min(4, attention.shape[1] - 1)
+            made["dino_seg"] = dino_seg(attention[0], grid, head=head, **options)
+            made["dino_seg_official"] = dino_seg(attention[0], grid, head=head, component="official", **options)
+        (height, width), (h, w) = whole.size, whole.view.shape[2:]
+        scale = torch.tensor([width / w, height / h] * 2)
+        yield Found(whole.row, whole.size, {name: d._replace(box=d.box.cpu() * scale) for name, d in made.items()})
+
+
+def discovery_accuracy(
+    network: nn.Module, table: pa.Table, *, longest: int | None, patch_size: int, k_patches: int, progress: bool = False
+) -> dict[str, float]:
+    """CorLoc of LOST and DINO-seg beside that of boxes that look at nothing, in percent.
+
+    Args:
+        table: images with ``boxes``.
+        network, longest, patch_size, k_patches, progress: as of ``discover``.
+
+    Returns:
+        ``lost``, ``dino_seg``, ``dino_seg_official`` where the network gives attention, ``whole_image``, ``centred_box`` (of half
+        the image's area), ``images``, their number, and ``left_out``, how many more could not be read. Images without boxes
+        are seen, but have no part in CorLoc.
+    """
+    if "boxes" not in table.column_names:
+        raise ValueError(f"table: got the columns {', '.join(table.column_names)}, accepts one with boxes")
+    images = list(discover(network, table, longest=longest, patch_size=patch_size, k_patches=k_patches, progress=progress))
+    if not images:
+        raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
+    predicted: dict[str, list[Tensor]] = {}
+    for found in images:
+        corner = torch.tensor(found.size[::-1]).float().repeat(2)
+        trivial = {
+            "whole_image": corner * torch.tensor([0, 0, 1, 1]),
+            "centred_box": corner * torch.tensor([1 - 0.5**0.5] * 2 + [1 + 0.5**0.5] * 2) / 2,
+        }
+        for name, box in (trivial | {name: discovery.box for name, discovery in found.discoveries.items()}).items():
+            predicted.setdefault(name, []).append(box)
+    boxes = table["boxes"].to_pylist()
+    truth = [torch.tensor(boxes[found.row]) for found in images]
+    figures = {name: corloc(torch.stack(guesses), truth) for name, guesses in predicted.items()}
+    figures |= {"images": float(len(images)), "left_out": float(len(table) - len(images))}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def measure_discovery(network: nn.Module, untrained: nn.Module, table: pa.Table, **options) -> dict[str, float]:
+    """``discovery_accuracy`` of a network, and with ``untrained_`` before them LOST's and DINO-seg's of the one from which it
+    started.
+    """
+    before = discovery_accuracy(untrained, table, **options)
+    figures = discovery_accuracy(network, table, **options)
+    return figures | {f"untrained_{name}": value for name, value in before.items() if name in ("lost", "dino_seg", "dino_seg_official")}
+
+
+def _iou(box: Tensor, boxes: Tensor) -> Tensor:
+    """IoU [n] of box [4] with boxes [n, 4]."""
+    low, high = torch.maximum(box[:2], boxes[:, :2]), torch.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low).clamp(min=0).prod(1)
+    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
+    return torch.where(area > 0, shared / area, 0.0)
+
+
+def _box(chosen: Tensor, patch_size: int, image_size, like: Tensor) -> Tensor:
+    """Around the patches of Bool[H, W], Float[4] in pixels."""
+    edges = []
+    for across in (chosen.any(0), chosen.any(1)):
+        places = across.nonzero()
+        edges.append((places[0, 0], places[-1, 0] + 1))
+    (x0, x1), (y0, y1) = edges
+    box = torch.stack([x0, y0, x1, y1]).to(torch.promote_types(like.dtype, torch.float32)) * patch_size
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        box = torch.minimum(box, box.new_tensor([width, height, width, height]))
+    return box
+
+
+def _check_grid(grid: tuple[int, int], tokens: int, name: str) -> None:
+    if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != tokens:
+        raise ValueError(f"grid: got {grid}, accepts (H, W) with H W = {tokens}, the number of patches in {name}")
+
+
+def _check_size(image_size) -> None:
+    if image_size is not None:
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"image_size: got {image_size}, accepts None, pixels a side, or (height, width)")
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, accepts 1 or more")

@@ -1,0 +1,288 @@
+"""Video object segmentation: labels of the first frame, carried through a video by the similarity of patches.
+
+Source: Jabri et al., "Space-Time Correspondence as a Contrastive Random Walk", 2020, as used by DINO section 4.2.2; measures:
+Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 4.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lib.data.whole import Damage, read_mask, whole_images
+from lib.evaluation.knn import stable_topk
+
+BOUND = 0.008  # tolerance of the boundaries, as a part of the image's diagonal
+BLOCK_ELEMENTS = 2**22  # similarities held at a time
+
+
+def propagate_labels(
+    features: list[Tensor],
+    first_labels: Tensor,
+    grid: tuple[int, int],
+    *,
+    topk: int = 5,
+    radius: int = 12,
+    n_last: int = 7,
+    temperature: float = 0.1,
+) -> list[Tensor]:
+    """Carry soft labels from the first frame through a video.
+
+    Each patch takes the mean label of its ``topk`` nearest patches (cosine), weighted by exp(cosine / temperature), among those
+    of the first frame and of the ``n_last`` frames before that lie within ``radius`` rows and columns of it.
+
+    Args:
+        features: a frame's patches Float[N, D] for each frame; they need not be normalised.
+        first_labels: Float[C, H, W], soft labels of the first frame.
+        grid: (H, W) with N = H W.
+        topk: nearest patches; where fewer are within reach, all of these.
+        radius: patches, of a square window.
+        n_last: frames before, beside the first.
+        temperature: of the weights.
+
+    Returns:
+        A Float[C, H, W] for each frame, the first being ``first_labels``.
+
+    Raises:
+        ValueError: no frames, shapes that do not fit, or an argument out of range.
+    """
+    height, width = grid
+    if not features or any(f.shape != features[0].shape or f.ndim != 2 or len(f) != height * width for f in features):
+        raise ValueError(f"features: got shapes {[tuple(f.shape) for f in features]}, accepts [N, D] for each frame, N = {height * width}")
+    if first_labels.ndim != 3 or first_labels.shape[1:] != (height, width):
+        raise ValueError(f"first_labels: got shape {tuple(first_labels.shape)}, accepts [C, {height}, {width}]")
+    for name, value, least in (("topk", topk, 1), ("radius", radius, 0), ("n_last", n_last, 0)):
+        if value < least:
+            raise ValueError(f"{name}: got {value}, accepts {least} or more")
+    if temperature <= 0:
+        raise ValueError(f"temperature: got {temperature}, accepts a positive number")
+    frames = [F.normalize(f, dim=1).view(height, width, -1) for f in features]
+    labels = [first_labels]
+    for t in range(1, len(frames)):
+        context = [0, *range(max(1, t - n_last), t)]
+        near, known = torch.stack([frames[i] for i in context]), torch.stack([labels[i] for i in context])
+        labels.append(_carry(frames[t], near, known, topk, radius, temperature))
+    return labels
+
+
+def _carry(frame: Tensor, near: Tensor, known: Tensor, topk: int, radius: int, temperature: float) -> Tensor:
+    """Labels [C, H, W] of a frame [H, W, D] from context frames [T, H, W, D] and their labels [T, C, H, W]."""
+    height, width, _ = frame.shape
+    column = torch.arange(width, device=frame.device)
+    of_rows = len(near) * width * width  # similarities of a row with a row
+    block = next((rows for rows in range(height, 1, -1) if rows * min(height, rows + 2 * radius) * of_rows <= BLOCK_ELEMENTS), 1)
+    rows = []
+    for top in range(0, height, block):
+        bottom = min(top + block, height)
+        low, high = max(0, top - radius), min(height, bottom + radius)
+        row, other = torch.arange(top, bottom, device=frame.device), torch.arange(low, high, device=frame.device)
+        beside = (column[:, None] - column).abs() <= radius  # [W, W]
+        above = (row[:, None] - other).abs() <= radius  # [R, S]
+        reach = above[:, None, None, :, None] & beside[None, :, None, None, :]  # [R, W, 1, S, W]
+        similarity = torch.einsum("rwd,tsvd->rwtsv", frame[top:bottom], near[:, low:high])
+        similarity = similarity.masked_fill(~reach, -torch.inf).flatten(2).flatten(0, 1)  # [R W, T S W]
+        values, places = stable_topk(similarity, min(topk, similarity.shape[1]))
+        weights = (values / temperature).softmax(1)
+        chosen = known[:, :, low:high].transpose(0, 1).flatten(1)[:, places]  # [C, R W, topk]
+        rows.append((chosen * weights).sum(-1).unflatten(1, (bottom - top, width)))
+    return torch.cat(rows, 1)
+
+
+def segmentation(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Soft labels Float[C, H, W] as the object of each pixel, Long[height, width].
+
+    As DINO evaluates, enlarged bilinearly and each label stretched to [0, 1], of which the highest wins; but straight to ``size``,
+    where the released code enlarges by the patch size and then takes nearest pixels. A label that is even keeps its value.
+    """
+    labels = F.interpolate(labels[None], size, mode="bilinear", align_corners=False)[0]
+    low, high = labels.amin((1, 2), keepdim=True), labels.amax((1, 2), keepdim=True)
+    varies = high - low > 16 * torch.finfo(labels.dtype).eps * high  # rounding is not stretched
+    return torch.where(varies, (labels - low) / (high - low), labels).argmax(0)
+
+
+@torch.inference_mode()
+def segment_videos(
+    network: nn.Module, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
+) -> Iterator[tuple[str, list[int], Tensor, Tensor]]:
+    """Carry the first frame's masks through every video of a table.
+
+    Args:
+        network: with ``features``; it is left in evaluation mode.
+        table: frames in order with ``mask`` and ``sequence``.
+        shortest: pixels of the shorter side that the network sees.
+        patch_size: pixels a side.
+        progress: show a bar.
+        options: of ``propagate_labels``.
+
+    Yields:
+        (sequence, the objects' numbers in the mask files, Long[frames, H, W] predicted, Long[frames, H, W] true): pixels are 0 for
+        background and i + 1 for the i-th object.
+
+    Raises:
+        ValueError: a frame or mask that is missing or damaged, named: without it the frames after it have no meaning.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    names = table["sequence"].to_pylist()
+    for sequence in tqdm(list(dict.fromkeys(names)), "videos", disable=not progress, mininterval=2):
+        frames = table.filter([name == sequence for name in names])
+        if len(frames) < 3:
+            raise ValueError(f"table: {sequence} has {len(frames)} frames, accepts 3 or more a sequence")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Damage)
+            try:
+                wholes = list(whole_images(frames, shortest=shortest, multiple=patch_size, device=device))
+            except Damage as damage:
+                raise ValueError(str(damage).removesuffix("; left out")) from damage
+        masks = [read_mask(row) for row in frames["mask"].to_pylist()]
+        for column, sizes in (("image", [whole.size for whole in wholes]), ("mask", [tuple(mask.shape) for mask in masks])):
+            for row, size in enumerate(sizes):
+                if size != sizes[0]:
+                    path = frames[column][row].as_py()["path"]
+                    raise ValueError(f"{path}: got (height, width) {size}, accepts {sizes[0]}, that of the first frame")
+        masks = torch.stack(masks)
+        objects = [number for number in masks[0].unique().tolist() if number]
+        truth = sum(((masks == number) * (i + 1) for i, number in enumerate(objects)), torch.zeros_like(masks))
+        features = [network.features(whole.view) for whole in wholes]
+        grid = features[0].grid
+        first = F.one_hot(truth[0], len(objects) + 1).permute(2, 0, 1).float()
+        first = F.interpolate(first[None], grid, mode="nearest-exact")[0].to(device)
+        soft = propagate_labels([found.patches[0].float() for found in features], first, grid, **options)
+        predicted = torch.stack([truth[0], *(segmentation(labels, truth.shape[1:]).cpu() for labels in soft[1:])])
+        yield sequence, objects, predicted, truth
+
+
+def video_accuracy(
+    network: nn.Module, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
+) -> dict[str, float]:
+    """J and F of label propagation in percent, mean over objects, each over its frames without the first and the last.
+
+    Args:
+        network, table, shortest, patch_size, progress, options: as of ``segment_videos``.
+
+    Returns:
+        ``j_mean``, ``f_mean``, their mean ``jf_mean``, the same with ``still_`` before them for the first frame's masks left where
+        they are, and ``objects``, their number.
+    """
+    scores: dict[str, list[float]] = {}
+    for _, objects, predicted, truth in segment_videos(
+        network, table, shortest=shortest, patch_size=patch_size, progress=progress, **options
+    ):
+        for name, masks in (("", predicted), ("still_", truth[:1].expand_as(truth))):
+            for number in range(1, len(objects) + 1):
+                pairs = [(masks[t] == number, truth[t] == number) for t in range(1, len(truth) - 1)]
+                for measure, function in (("j_mean", region_similarity), ("f_mean", boundary_accuracy)):
+                    scores.setdefault(name + measure, []).append(100 * sum(function(*pair) for pair in pairs) / len(pairs))
+    if not scores:
+        raise ValueError(f"table: got {len(table)} frames without an object in a first frame, accepts at least one object")
+    figures = {name: sum(values) / len(values) for name, values in scores.items()}
+    for name in ("", "still_"):
+        figures[f"{name}jf_mean"] = (figures[f"{name}j_mean"] + figures[f"{name}f_mean"]) / 2
+    figures["objects"] = float(len(scores["j_mean"]))
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def measure_video(network: nn.Module, untrained: nn.Module, table: pa.Table, **options) -> dict[str, float]:
+    """``video_accuracy`` of a network, and with ``untrained_`` before them that of the one from which it started."""
+    before = video_accuracy(untrained, table, **options)
+    after = video_accuracy(network, table, **options)
+    return after | {f"untrained_{name}": before[name] for name in ("j_mean", "f_mean", "jf_mean")}
+
+
+def save_masks(predicted: Tensor, objects: list[int], folder: str | Path) -> list[Path]:
+    """Predicted objects Long[frames, H, W] as palette images ``00000.png`` …, as DAVIS' own tools read them.
+
+    Args:
+        predicted: 0 background, i + 1 the i-th object.
+        objects: their numbers in the mask files; a single object of 255 (DAVIS-2016) keeps that number.
+        folder: is made.
+
+    Returns:
+        The files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if max(objects, default=0) > 255:
+        raise ValueError(f"objects: got the number {max(objects)}, a palette accepts 1 to 255")
+    numbers = torch.tensor([0, *objects])
+    files = []
+    for t, frame in enumerate(numbers[predicted].byte().numpy()):
+        image = Image.fromarray(frame, "P")
+        image.putpalette(_palette())
+        files.append(folder / f"{t:05d}.png")
+        image.save(files[-1])
+    return files
+
+
+def _palette() -> list[int]:
+    """VOC's and DAVIS' colours: the bits of a number are dealt to red, green and blue in turn, from the highest on."""
+    return [sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for number in range(256) for channel in range(3)]
+
+
+def region_similarity(mask: Tensor, truth: Tensor) -> float:
+    """J: the intersection over the union of two masks Bool[H, W]; 1 when both are empty.
+
+    Raises:
+        ValueError: masks of other types, or of two shapes.
+    """
+    _check_masks(mask, truth)
+    union = (mask | truth).sum().item()
+    return (mask & truth).sum().item() / union if union else 1.0
+
+
+def boundary_accuracy(mask: Tensor, truth: Tensor) -> float:
+    """F: the harmonic mean of precision and recall of a mask's boundary pixels, which count as right within 0.008 of the
+    image's diagonal, rounded up to pixels.
+
+    Args:
+        mask, truth: Bool[H, W].
+
+    Returns:
+        A number in [0, 1]; 1 when neither has a boundary.
+
+    Raises:
+        ValueError: masks of other types, or of two shapes.
+    """
+    _check_masks(mask, truth)
+    radius = math.ceil(BOUND * math.hypot(*mask.shape))
+    found, wanted = _boundary(mask), _boundary(truth)
+    if not found.any() and not wanted.any():
+        return 1.0
+    if not found.any() or not wanted.any():
+        return 0.0  # of precision and recall one is 0
+    precision = (found & _dilate(wanted, radius)).sum().item() / found.sum().item()
+    recall = (wanted & _dilate(found, radius)).sum().item() / wanted.sum().item()
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _check_masks(mask: Tensor, truth: Tensor) -> None:
+    for name, given in (("mask", mask), ("truth", truth)):
+        if given.dtype != torch.bool or given.ndim != 2 or not given.numel():
+            raise ValueError(f"{name}: got {given.dtype} of shape {tuple(given.shape)}, accepts Bool[H, W]")
+    if mask.shape != truth.shape:
+        raise ValueError(f"truth: got shape {tuple(truth.shape)}, accepts {tuple(mask.shape)}, that of mask")
+
+
+def _boundary(mask: Tensor) -> Tensor:
+    """Pixels that differ from the one to the right, the one below, or the one below to the right; the frame's edge is none."""
+    padded = F.pad(mask[None].float(), (0, 1, 0, 1), mode="replicate")[0].bool()
+    return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
+
+
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    """Bool[H, W], True within ``radius`` pixels (Euclidean) of the mask."""
+    height, width = mask.shape
+    counts = F.pad(mask.int(), (radius + 1, radius)).cumsum(1, dtype=torch.int32)
+    grown = torch.zeros_like(mask)
+    for down in range(-min(radius, height - 1), min(radius, height - 1) + 1):
+        reach = math.isqrt(radius**2 - down**2)
+        row = counts[:, radius + 1 + reach :][:, :width] > counts[:, radius - reach :][:, :width]
+        grown[max(0, down) : height + min(0, down)] |= row[max(0, -down) : height - max(0, down)]
+    return grown

@@ -1,0 +1,23 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Solutions to 17 · Object discovery
+#
+# **1.** All degrees are equal, and ties go to the first patch: number 0. Everything resembles it, so all 35 patches are in the mask.
+
+# %%
+from lib import exercises
+
+exercises.lost_of_equal_keys(0, 35)
+
+# %% [markdown]
+# **2.** Where there is one component, the released code takes the background, which surrounds the object: the whole image.
+
+# %%
+exercises.official_box([0, 0, 128, 96])
