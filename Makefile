@@ -34,7 +34,7 @@ reproduce: install  ## run every notebook at smoke scale, or at small scale wher
 test: install  ## run the tests and validate the notebooks
 	@echo "==> tests, then the notebooks against their committed outputs"
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadscope
-	$(BIN)/python -m pytest --nbval --nbval-current-env notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env notebooks --numprocesses 2 --dist loadscope
 
 record: install  ## train and record missing evidence for BUDGET minutes at SCALE
 	@echo "==> recording evidence at $(SCALE) scale for at most $(BUDGET) minutes"

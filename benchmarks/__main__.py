@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.peak_of is not None:
         print(peak_bytes(ROWS[options.rows[0]], options.peak_of, device))
         return 0
-    print(f"{'row':16} {'first / second':58} {'time':>7} {'range':>15} {'memory':>7}  asked")
+    print(f"{'row':16} {'first / second':58} {'time':>7} {'range':>15} {'memory (second)':>15}  asked")
     results, made = {}, provenance(device)
     for name in options.rows or ROWS:
         row = ROWS[name]
@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
                 "metrics": {row.metric: ratio},
             }
             append_line(paths.RECORDS / "small" / "cost.jsonl", line | made)
-        memory = f"{found['memory_ratio']:.2f}" if "memory_ratio" in found else ""
+        memory = f"{found['memory_ratio']:.2f} ({found['memory_bytes'][1] / 1e9:.1f} GB)" if "memory_ratio" in found else ""
         spread = f"{found['time_ratio_low']:.2f} - {found['time_ratio_high']:.2f}"
-        print(f"{name:16} {row.title:58} {found['time_ratio']:7.2f} {spread:>15} {memory:>7}  {row.asked}", flush=True)
+        print(f"{name:16} {row.title:58} {found['time_ratio']:7.2f} {spread:>15} {memory:>15}  {row.asked}", flush=True)
     if options.json:
         options.json.write_text(json.dumps({"rows": results, **made}, indent=1) + "\n")
     return 0

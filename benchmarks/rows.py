@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks import literal
+from benchmarks import literal, literal_evaluation
 from benchmarks.measure import Row
 from lib import recipes
 from lib.data.views import make_views, multi_crop_recipe, normalise
 from lib.distillation.methods import Distillation
+from lib.evaluation import knn_predict, lost, max_box_accuracy, propagate_labels
 from lib.models import create_model
 from lib.train import build, configure
 from lib.training import clip_each, make_optimizer, seed_step
@@ -88,12 +89,12 @@ def views(device):
 
 
 def _classifier_step(pooling: str | None, device):
-    """A supervised step of ViT-S/16 at 224 px on four images."""
+    """A supervised step of ViT-S/16 at 224 px on two images."""
     torch.manual_seed(0)
     options = dict(gamma=1.25) if pooling == "simpool" else None
     network = create_model("vit_small_patch16_224", pooling=pooling, pooling_options=options, num_classes=1000).to(device).train()
     optimizer = make_optimizer(network)
-    images, labels = normalise(_images(4, 224, device).float() / 255), torch.arange(4, device=device)
+    images, labels = normalise(_images(2, 224, device).float() / 255), torch.arange(2, device=device)
 
     def step() -> torch.Tensor:
         loss = torch.nn.functional.cross_entropy(network(images), labels)
@@ -113,10 +114,44 @@ def simpool_gap(device):
     return _classifier_step("simpool", device), _classifier_step("gap", device)
 
 
+def localization(device):
+    """Smooth maps at 224 px with a thousand thresholds."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(16, 14, 14, generator=generator)
+    ends = 224 * torch.rand(16, 2, 2, generator=generator)
+    boxes = [torch.cat([low, high]).long()[None] for low, high in zip(ends.amin(1), ends.amax(1))]
+    return (lambda: literal_evaluation.max_box_accuracy(maps, boxes)), (lambda: max_box_accuracy(maps, boxes))
+
+
+def discovery(device):
+    features, grid = torch.randn(20 * 15, 64, generator=torch.Generator().manual_seed(0)).to(device), (20, 15)
+    return (lambda: literal_evaluation.lost(features, grid)), (lambda: lost(features, grid).box.tolist())
+
+
+def video(device):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(12 * 16, 64, generator=generator).to(device) for _ in range(4)]
+    first = torch.rand(2, 12, 16, generator=generator).to(device)
+    plain, ours = literal_evaluation.propagate_labels, propagate_labels
+    return (lambda: plain(features, first, (12, 16), radius=4)), (lambda: ours(features, first, (12, 16), radius=4))
+
+
+def knn(device):
+    """A bank of the size of ImageNet-1k's training set, 1.97 GB."""
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(1_281_167, 384, generator=generator).to(device), torch.randn(64, 384, generator=generator).to(device)
+    labels = torch.randint(1000, (len(bank),), generator=generator).to(device)
+    return (lambda: literal_evaluation.knn_predict(bank, labels, queries)), (lambda: knn_predict(bank, labels, queries, num_classes=1000))
+
+
 ROWS = {
     "ibot_step": Row("iBOT step: literal / ours", "time >= 1.8, memory >= 1.54", ibot_step, memory=True),
     "views": Row("multi-crop: torchvision an image, 2 workers / ours", "time >= 4", views),
     "simpool_cls": Row("ViT-S/16 step: SimPool / [CLS]", "time <= 1.05", simpool_cls, memory=True, metric="simpool_step_ratio"),
     "simpool_gap": Row("ViT-S/16 step: SimPool / GAP", "time <= 1.05", simpool_gap, memory=True),
+    "localization": Row("MaxBoxAccV2, 16 maps: a search a threshold / ours", "time >= 10", localization),
+    "discovery": Row("LOST: loops over patches / ours", "time >= 5", discovery),
+    "video": Row("label propagation: loops over patches / ours", "time >= 5", video),
+    "knn": Row("k-NN, 1.28 million vectors: one product / ours", "ours within 4 GB", knn, memory=True),
     "attmask_cost": Row("iBOT step: AttMask-High / random masking", "time <= 1.01", attmask_cost, metric="attmask_step_ratio"),
 }

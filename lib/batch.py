@@ -141,7 +141,7 @@ def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None
 
     Args:
         jobs: see ``plan``.
-        parallel: notebooks at a time; None is one, or one a GPU.
+        parallel: notebooks at a time; None is one a processor, or one a GPU.
         gpus: GPUs a notebook; fractions share one.
         budget: seconds after which no notebook is started and running ones are stopped; what they trained can be resumed.
 
@@ -161,7 +161,7 @@ def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None
     )
     resources = ray.cluster_resources()
     cores, cards = int(resources.get("CPU", 1)), resources.get("GPU", 0)
-    parallel = parallel or max(1, int(cards / (gpus or 1)))
+    parallel = parallel or max(1, int(cards / (gpus or 1)) if cards else cores)
     threads = max(1, cores // parallel)
     options = {"num_cpus": threads, "num_gpus": (gpus or 1) if cards else 0, "max_retries": 0}
     remote = ray.remote(execute).options(**options)
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="run each notebook that has a seed once for each of these")
     parser.add_argument("--record", action="store_true", help="leave a line in records/ for each finished run")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop after this time; what was trained can be resumed")
-    parser.add_argument("--parallel", type=int, metavar="N", help="notebooks at a time; the default is one, or one a GPU")
+    parser.add_argument("--parallel", type=int, metavar="N", help="notebooks at a time; the default is one a processor, or one a GPU")
     parser.add_argument("--gpus", type=float, metavar="G", help="GPUs a notebook; 0.5 lets two share one")
     options = parser.parse_args(arguments)
     if options.record and options.scale == "smoke":

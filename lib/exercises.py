@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 
 from lib.distillation.losses import DINOLoss
-from lib.evaluation import dino_seg, lost, region_similarity
+from lib.evaluation import dino_seg, in9_class, lost, region_similarity, revisited_map
+from lib.evaluation.backgrounds import background_variants
+from lib.evaluation.localization import attention_mass, threshold_ious, trivial_accuracy
 from lib.masking import attention_mask
 from lib.models import create_model
 from lib.pooling import create_pooling, landscape, pooling_names
@@ -146,6 +148,43 @@ def largest_gain(answer: str | None) -> None:
     check(answer, lambda: answer == (table.loc["simpool"] - table.loc["baseline"]).filter(like="knn").idxmax().removesuffix("_knn"))
 
 
+def background_only(same: float | None, random: float | None, following: float | None) -> None:
+    """07: accuracy of a classifier of backgrounds, measured on images of one colour a class."""
+
+    def right() -> bool:
+        labels = torch.arange(200) % 10
+        images = (20 * labels).byte().view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
+        masks = torch.zeros(200, 16, 16, dtype=torch.bool)
+        masks[:, 4:8, 4:8] = True
+        boxes = torch.tensor([4.0, 4, 8, 8]).expand(200, 4)
+        made = background_variants(images, masks, boxes, labels, num_classes=10, generator=torch.Generator().manual_seed(0))
+        seen = {name: 100 * (changed[:, 0, 0, 0] // 20 == labels).double().mean().item() for name, changed in made.items()}
+        return all(abs(answer - seen[name]) < 6 for name, answer in (("MS", same), ("MR", random), ("MN", following)))
+
+    check(None if None in (same, random, following) else same, right)
+
+
+def peacock(answer: int | None) -> None:
+    """07: ImageNet-9's class of class 84 of ImageNet-1k."""
+    check(answer, lambda: answer == in9_class(84))
+
+
+def third_alone(answer: float | None) -> None:
+    """08: average precision in percent of a single positive at the third place."""
+    truth = [dict(easy=[2], hard=[], junk=[])]
+    check(answer, lambda: abs(answer - revisited_map(torch.arange(4)[:, None], truth)) < 0.1)
+
+
+def random_ranking(answer: float | None) -> None:
+    """08: mean average precision in percent where the one positive of 160 images is at each place once."""
+
+    def right() -> bool:
+        truths = [dict(easy=[place], hard=[], junk=[]) for place in range(160)]
+        return abs(answer - revisited_map(torch.arange(160)[:, None].expand(160, 160), truths)) < 0.05
+
+    check(answer, right)
+
+
 def farthest_move(answer: int | None) -> None:
     """09: pixels from the farthest patch of the window."""
     check(answer, lambda: answer == 12 * 16)
@@ -165,6 +204,28 @@ def moved_square(answer: float | None) -> None:
 def even_attention_mass(answer: float | None) -> None:
     """15: attention mass of an even map, in percent."""
     check(answer, lambda: abs(answer - 30) < 1)
+
+
+def whole_image_levels(answer: list[float] | None) -> None:
+    """16: the IoU levels at which the whole image meets a box of 45% of it."""
+
+    def right() -> bool:
+        figures = trivial_accuracy([torch.tensor([[0, 0, 99, 44]])], image_size=100)["whole image"]
+        return sorted(answer) == [level for level, value in figures.items() if level != "mean" and value == 100]
+
+    check(answer, right)
+
+
+def part_of_an_object(mass: float | None, iou: float | None) -> None:
+    """16: attention mass, in percent, and the best IoU of a map that is bright on a quarter of the object's square box."""
+
+    def right() -> bool:
+        maps, objects = torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
+        maps[:, 8:24, 8:24] = objects[:, 8:40, 8:40] = 1
+        best = threshold_ious(maps, [torch.tensor([[8, 8, 39, 39]])], image_size=64).max().item()
+        return abs(mass - 100 * attention_mass(maps, objects).item()) < 1 and abs(iou - best) < 0.04
+
+    check(None if None in (mass, iou) else mass, right)
 
 
 def lost_of_equal_keys(seed: int | None, size: int | None) -> None:

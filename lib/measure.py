@@ -11,17 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from lib import recipes
 from lib.data.bank import Stream, bank, table_fingerprint
 from lib.data.loading import read_table
+from lib.data.revisited import Retrieval, load_retrieval
 from lib.evaluation.backgrounds import measure_backgrounds
 from lib.evaluation.discovery import measure_discovery
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
 from lib.evaluation.linear import measure_linear
 from lib.evaluation.localization import measure_localization
+from lib.evaluation.retrieval import measure_retrieval
 from lib.evaluation.video import measure_video
 from lib.models import load_released
 from lib.results.papers import paper_table
@@ -30,12 +33,13 @@ from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
 # images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
-# name a split to train on, its images are a Bank.
+# name a split to train on, its images are a Bank. Where they name no split, the images are a Retrieval.
 MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "linear": measure_linear,
     "backgrounds": measure_backgrounds,
     "localization": measure_localization,
     "discovery": measure_discovery,
+    "retrieval": measure_retrieval,
     "video": measure_video,
 }
 
@@ -64,24 +68,32 @@ def measure(
         found.result()  # says so where the run is not finished
         device = torch.device(device or default_device())
         settings = dict(settings)
-        data = settings.pop("data")
-        table = read_table(data, settings.pop("split"), root=root)
-        if "train" in settings:
-            options = dict(fraction=found.config["fraction"], root=root, device=device, progress=progress)
-            settings["train"] = bank(data, settings["train"], settings["canvas"], **options)
-        elif "boxes" in table.column_names:
-            table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
+        images, fingerprints = _images(found, settings, root=root, device=device, progress=progress)
         networks = load_encoder(found, device), untrained_encoder(found, device)
-        images, fingerprint = table, table_fingerprint(table)
-        if "canvas" in settings:
-            images = Stream(table, settings.pop("canvas"), device)
-            fingerprint = images.fingerprint
-            settings |= dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
         metrics = MEASUREMENTS[name](*networks, images, **settings, progress=progress)
-        made.finish(metrics, data={"test": fingerprint}, device=device)
+        made.finish(metrics, data=fingerprints, device=device)
     if record:
         made.record()
     return made
+
+
+def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str]]:
+    """What a measurement looks at, and its fingerprints; the settings are left with what the measurement itself takes."""
+    data, split = settings.pop("data"), settings.pop("split", None)
+    if split is None:
+        retrieval = load_retrieval(data, root=root)
+        return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}
+    table = read_table(data, split, root=root)
+    if "train" in settings:
+        options = dict(fraction=found.config["fraction"], root=root, device=device, progress=progress)
+        settings["train"] = bank(data, settings["train"], settings["canvas"], **options)
+    elif "boxes" in table.column_names:
+        table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
+    if "canvas" not in settings:
+        return table, {"test": table_fingerprint(table)}
+    images = Stream(table, settings.pop("canvas"), device)
+    settings |= dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
+    return images, {"test": images.fingerprint}
 
 
 def measure_released(name: str, file: str | Path, *, root: str | Path | None = None, device=None, progress: bool = True) -> pd.DataFrame:

@@ -441,7 +441,7 @@ def test_the_front_matter_of_every_card_is_what_the_hub_reads(name):
     info = datasets.DatasetInfo._from_yaml_dict(parsed.data.dataset_info)
     assert isinstance(info.features["image"], datasets.Image) and "filename" in info.features
     labelled = parsed.data.task_categories == ["image-classification"]
-    assert ("label" in info.features) == labelled and (not labelled or {"train", "validation"} <= set(info.splits))
+    assert ("label" in info.features) == labelled and (not labelled or {"validation", "test"} & set(info.splits))
     for split in info.splits.values():
         assert split.num_examples > 0 and split.num_bytes is not None and (split.num_bytes > 0 or name == "scenes")
         assert card(name).splits[split.name] == split.num_examples
@@ -519,3 +519,17 @@ def test_the_20_percent_protocol_on_real_data(real_data):
     streamed = bank("tiny-imagenet", "train", 64, fraction=0.01, root=real_data, max_bytes=1)
     images, sizes, labels = next(streamed.batches([torch.tensor([7, 500])]))
     assert torch.equal(images, part.images[[7, 500]]) and torch.equal(labels, part.labels[[7, 500]])
+
+
+def test_imagenet_9_is_read_as_it_is_released(tmp_path):
+    for variant in ("original", "only_fg"):
+        for place in ("00_dog", "08_fish"):
+            folder = tmp_path / "bg_challenge" / variant / "val" / place
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), "red" if variant == "original" else "blue").save(folder / f"{place}.JPEG", "JPEG")
+    dataset = load("in9", "validation", root=tmp_path)
+    assert list(dataset["variant"]) == ["only_fg"] * 2 + ["original"] * 2 and list(dataset["label"]) == [0, 8, 0, 8]
+    assert dataset.features["label"].int2str(8) == "fish" and dataset[0]["image"].getpixel((4, 4))[2] > 200
+    (tmp_path / "bg_challenge" / "original" / "val" / "dog").mkdir()
+    with pytest.raises(ValueError, match="dog: is not named <number>_<class>"):
+        load("in9", "validation", root=tmp_path)

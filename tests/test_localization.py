@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -6,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from lib.data.bank import Stream
+from lib.data.loading import read_table
 from lib.evaluation import localization
-from lib.evaluation.localization import max_box_accuracy, trivial_accuracy
+from lib.evaluation.localization import contour_boxes, max_box_accuracy, threshold_ious, trivial_accuracy
 
 LEVELS = (0.3, 0.5, 0.7)
 
@@ -251,6 +255,37 @@ def test_opencv_is_needed_for_the_largest_contour_alone(monkeypatch):
         max_box_accuracy(maps, boxes, image_size=64, contours="largest")
 
 
+# ---- one threshold after the other -------------------------------------------------------------------------------------
+
+
+def test_the_curve_has_the_accuracy_as_its_maximum():
+    maps, boxes = problem(4, count=8)
+    curve = threshold_ious(maps, boxes, image_size=64)
+    assert curve.shape == (8, 255) and curve.dtype == torch.float64
+    found = max_box_accuracy(maps, boxes, image_size=64)
+    assert all(100 * (curve >= level).double().mean(0).max() == pytest.approx(found[level]) for level in LEVELS)
+
+
+def test_the_boxes_of_a_threshold_are_the_contours():
+    maps, boxes = problem(5, count=3)
+    curve = threshold_ious(maps, boxes, image_size=64)
+    for i in range(3):
+        for t in (0, 40, 127, 200, 254):
+            found, ious = contour_boxes(maps[i], boxes[i], t, image_size=64)
+            expected = literal_boxes(literal_bytes(maps[i], (64, 64)) > t)
+            assert sorted(map(tuple, found.tolist())) == sorted(expected)
+            assert ious[0] == curve[i, t] == ious.max() and (ious.diff() <= 0).all()
+            assert ious.tolist() == [max(literal_iou(a, b) for b in boxes[i].tolist()) for a in found.tolist()]
+
+
+def test_a_map_without_contours_has_one_box_at_every_threshold():
+    found, ious = contour_boxes(torch.ones(4, 4), torch.tensor([[0, 0, 1, 1]]), 9, image_size=8)
+    assert found.tolist() == [[0, 0, 0, 0]] and ious.tolist() == [0.25]
+    for threshold in (-1, 255):
+        with pytest.raises(ValueError, match=f"^threshold: got {threshold}, accepts 0 to 254"):
+            contour_boxes(torch.ones(4, 4), torch.tensor([[0, 0, 1, 1]]), threshold)
+
+
 # ---- boxes that know nothing ------------------------------------------------------------------------------------------
 
 
@@ -329,3 +364,111 @@ def test_an_image_without_boxes_is_named():
             call([BOXES[0], EMPTY])
     with pytest.raises(ValueError, match="^boxes: got 0 "):
         trivial_accuracy([])
+
+
+# ---- sets for localization --------------------------------------------------------------------------------------------
+
+CUB = {
+    "images": "1 001.Albatross/b_2.jpg\n2 001.Albatross/b_10.jpg\n3 002.Ani/a_1.jpg\n4 002.Ani/a_2.jpg\n",
+    "image_class_labels": "1 1\n2 1\n3 2\n4 2\n",
+    "train_test_split": "1 0\n2 0\n3 0\n4 1\n",
+    "bounding_boxes": "1 60.0 27.0 325.0 304.0\n2 2.5 1.0 3.0 4.0\n3 0.0 0.0 6.0 5.0\n4 1.0 1.0 1.0 1.0\n",
+}
+WSOL = {
+    "image_ids": "val/b.JPEG\nval/a.JPEG\nval/c.JPEG\n",
+    "class_labels": "val/a.JPEG,3\nval/b.JPEG,3\nval/c.JPEG,0\n",
+    "localization": "val/a.JPEG,45,49,499,162\nval/b.JPEG,1,2,3,4\nval/a.JPEG,2,69,437,207\n",
+}
+
+
+def write_files(folder, files):
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def test_cub_as_its_authors_pack_it(tmp_path):
+    """The first box is that of the set's first image, which wsolevaluation gives as 60, 27, 385, 331."""
+    folder = write_files(tmp_path / "CUB_200_2011", CUB)
+    table = read_table("cub", "test", root=tmp_path)
+    assert table.column_names == ["image", "label", "filename", "boxes"]
+    assert table["filename"].to_pylist() == ["b_2.jpg", "b_10.jpg", "a_1.jpg"] and table["label"].to_pylist() == [0, 0, 1]
+    assert table["boxes"].to_pylist() == [[[60, 27, 385, 331]], [[2.5, 1, 5.5, 5]], [[0, 0, 6, 5]]]
+    assert table["image"][0]["path"].as_py() == str(folder / "images" / "001.Albatross" / "b_2.jpg")
+    train = read_table("cub", "train", root=tmp_path)
+    assert train["filename"].to_pylist() == ["a_2.jpg"] and train["boxes"].to_pylist() == [[[1, 1, 2, 2]]]
+
+
+@pytest.mark.parametrize(
+    "name, place, split", [("imagenet-wsol", "ILSVRC", "test"), ("imagenet-wsol", "ILSVRC", "val"), ("cub", "CUB", "train")]
+)
+def test_wsolevaluation(tmp_path, name, place, split):
+    write_files(tmp_path / "wsolevaluation" / "metadata" / place / split, WSOL)
+    table = read_table(name, split, root=tmp_path)
+    assert table["filename"].to_pylist() == ["c.JPEG", "a.JPEG", "b.JPEG"] and table["label"].to_pylist() == [0, 3, 3]
+    assert table["boxes"].to_pylist() == [[], [[45, 49, 499, 162], [2, 69, 437, 207]], [[1, 2, 3, 4]]]
+    assert table["image"][1]["path"].as_py() == str(tmp_path / "wsolevaluation" / "dataset" / place / "val" / "a.JPEG")
+
+
+def test_sets_for_localization_are_measured(tmp_path):
+    """Read, decoded, moved into the view."""
+    folder = write_files(tmp_path / "CUB_200_2011", CUB | {"bounding_boxes": "1 10 5 10 10\n2 10 5 10 10\n3 15 0 5 5\n4 0 0 1 1\n"})
+    for name in ("001.Albatross/b_2", "001.Albatross/b_10", "002.Ani/a_1"):
+        file = folder / "images" / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20)).save(file)
+    boxes, inside = localization.true_objects(Stream(read_table("cub", "test", root=tmp_path), 32, "cpu"), size=40)
+    assert [b.tolist() for b in boxes] == [[[0, 10, 20, 30]]] * 2 + [[[10, 0, 20, 10]]] and set(inside) == {"box_area"}
+
+
+@pytest.mark.parametrize(
+    "name, file, line",
+    [
+        ("cub", "images", "2"),
+        ("cub", "images", "2 b.jpg c.jpg"),
+        ("cub", "image_class_labels", "2 x"),
+        ("cub", "train_test_split", "2 2"),
+        ("cub", "bounding_boxes", "2 1 1 1"),
+        ("cub", "bounding_boxes", "2 1 1 1 nan"),
+        ("cub", "bounding_boxes", "2 1 1 -1 1"),
+        ("imagenet-wsol", "class_labels", "val/b.JPEG"),
+        ("imagenet-wsol", "class_labels", "val/b.JPEG,x"),
+        ("imagenet-wsol", "class_labels", "val/b.JPEG,3,4"),
+        ("imagenet-wsol", "localization", "val/b.JPEG,1,2,3"),
+        ("imagenet-wsol", "localization", "val/b.JPEG,1,2,3,x"),
+        ("imagenet-wsol", "localization", "val/b.JPEG,3,2,1,4"),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path, name, file, line):
+    folder, files = (
+        (tmp_path / "CUB_200_2011", CUB) if name == "cub" else (tmp_path / "wsolevaluation" / "metadata" / "ILSVRC" / "test", WSOL)
+    )
+    lines = files[file].splitlines()
+    write_files(folder, files | {file: "\n".join([lines[0], line, *lines[2:]])})
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder / file))}.txt: line {line!r} is damaged"):
+        read_table(name, "test", root=tmp_path)
+
+
+@pytest.mark.parametrize("name, file", [("cub", file) for file in CUB] + [("imagenet-wsol", file) for file in WSOL])
+def test_missing_files_and_lines_are_named(tmp_path, name, file):
+    folder, files = (
+        (tmp_path / "CUB_200_2011", CUB) if name == "cub" else (tmp_path / "wsolevaluation" / "metadata" / "ILSVRC" / "test", WSOL)
+    )
+    write_files(folder, files)
+    text = (folder / f"{file}.txt").read_text()
+    if file not in ("images", "image_ids", "localization"):
+        (folder / f"{file}.txt").write_text("".join(text.splitlines(keepends=True)[1:]))
+        with pytest.raises(ValueError, match=f"^{re.escape(str(folder / file))}.txt: has 0 lines for (1|val/a.JPEG), accepts one"):
+            read_table(name, "test", root=tmp_path)
+    (folder / f"{file}.txt").unlink()
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "CUB_200_2011" if file == "images" else folder / f"{file}.txt"))):
+        read_table(name, "test", root=tmp_path)
+
+
+def test_splits_that_are_not_there(tmp_path):
+    write_files(tmp_path / "wsolevaluation" / "metadata" / "ILSVRC" / "val", WSOL)
+    with pytest.raises(ValueError, match="wsolevaluation: holds no split 'test'"):
+        read_table("imagenet-wsol", "test", root=tmp_path)
+    with pytest.raises(ValueError, match="wsolevaluation: holds no split 'train' in the layouts cub, wsol"):
+        read_table("cub", "train", root=tmp_path)

@@ -2,22 +2,33 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import math
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lib import paths, recipes
 from lib.data import Bank, card, scenes
 from lib.data.bank import Stream
+from lib.data.revisited import Retrieval
 from lib.data.views import center_view
-from lib.evaluation.localization import boxes_in_view, localization_maps, max_box_accuracy, measure_localization, trivial_accuracy
+from lib.evaluation.localization import (
+    boxes_in_view,
+    localization_maps,
+    max_box_accuracy,
+    measure_localization,
+    trivial_accuracy,
+    true_objects,
+)
 from lib.measure import MEASUREMENTS, main, measure
 from lib.models import create_model
 from lib.models.base import Features
@@ -38,10 +49,26 @@ def some_scenes(count=SCENES, canvas=64) -> Stream:
     return Stream(scenes.table("validation", count), canvas, "cpu")
 
 
+def without(source, *columns) -> Stream:
+    return Stream(source.table.drop_columns(list(columns)), source.size, "cpu")
+
+
 def with_boxes(source, boxes) -> Stream:
-    """The same images with other boxes."""
+    """The same images with other boxes, and without masks."""
     column = pa.array(boxes, pa.list_(pa.list_(pa.float32())))
-    return Stream(source.table.set_column(source.table.column_names.index("boxes"), "boxes", column), source.size, "cpu")
+    return Stream(without(source, "boxes", "mask").table.append_column("boxes", column), source.size, "cpu")
+
+
+def with_masks(masks: list[np.ndarray], canvas=32) -> Stream:
+    """Grey images of the masks' sizes, and the masks."""
+    rows = []
+    for mask in masks:
+        for picture in (Image.new("RGB", mask.shape[::-1], "grey"), Image.fromarray(mask)):
+            stream = io.BytesIO()
+            picture.save(stream, "png")
+            rows.append({"bytes": stream.getvalue(), "path": f"{len(rows) // 2}.png"})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return Stream(pa.table({"image": pa.array(rows[::2], kind), "mask": pa.array(rows[1::2], kind)}), canvas, "cpu")
 
 
 def photos(count=5, size=32) -> Bank:
@@ -231,7 +258,7 @@ def test_boxes_that_overlap_count_once():
 
 @pytest.mark.parametrize("crop", [1.0, 0.75])
 def test_attention_mass_is_the_share_inside_the_boxes(crop):
-    source, maps = some_scenes(), torch.rand(SCENES, 8, 8, generator=torch.Generator().manual_seed(0))
+    source, maps = without(some_scenes(), "mask"), torch.rand(SCENES, 8, 8, generator=torch.Generator().manual_seed(0))
     found = measure_localization(Looking(maps), Looking(5 * maps), source, size=16, crop=crop, box_size=64)
     shares = []
     for single, boxes in zip(maps, source.table["boxes"].to_pylist()):
@@ -243,7 +270,7 @@ def test_attention_mass_is_the_share_inside_the_boxes(crop):
 
 
 def test_attention_inside_the_boxes_alone_has_a_mass_of_100():
-    source = some_scenes()
+    source = without(some_scenes(), "mask")
     boxes = source.table["boxes"].to_pylist()
     covers = torch.stack([literal_cover(torch.tensor(b), 64).view(32, 2, 32, 2).mean((1, 3)) for b in boxes])
     inside, outside = (covers == 1).float(), (covers == 0).float()
@@ -263,11 +290,81 @@ def test_attention_inside_a_box_at_any_edge_has_a_mass_of_100(box, at, box_size)
     assert found["box_area"] == pytest.approx(100 / 16, abs=1e-3)
 
 
-def test_evenly_spread_attention_has_the_boxes_area():
-    source, even = some_scenes(), torch.full((SCENES, 8, 8), 1 / 64)
+@pytest.mark.parametrize("masks", [False, True])
+def test_evenly_spread_attention_has_the_objects_area(masks):
+    source, even = some_scenes() if masks else without(some_scenes(), "mask"), torch.full((SCENES, 8, 8), 1 / 64)
     even[0, 0, 0] += 1e-6  # a constant map is none
     found = measure_localization(Looking(even), Looking(even), source, size=16, box_size=64)
-    assert found["attention_mass"] == pytest.approx(found["box_area"], abs=0.01)
+    assert found["attention_mass"] == pytest.approx(found["mask_area" if masks else "box_area"], abs=0.01)
+    assert ("mask_area" in found) == masks
+
+
+# ---- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_change_the_attention_mass_alone():
+    maps = torch.rand(SCENES, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = [
+        measure_localization(Looking(maps), Looking(maps), source, size=16, box_size=64)
+        for source in (some_scenes(), without(some_scenes(), "mask"))
+    ]
+    assert seen[0]["mask_area"] < seen[0]["box_area"] and seen[0]["attention_mass"] < seen[1]["attention_mass"]
+    mass = {"attention_mass", "untrained_attention_mass"}
+    assert {k: v for k, v in seen[0].items() if k not in mass | {"mask_area"}} == {k: v for k, v in seen[1].items() if k not in mass}
+
+
+def test_attention_mass_is_the_share_inside_the_masks():
+    source, maps = some_scenes(), torch.rand(SCENES, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = measure_localization(Looking(maps), Looking(maps), source, size=16, box_size=64)
+    masks = scenes.render(torch.arange(SCENES), seed=scenes.SPLIT_SEEDS["validation"]).masks[:, 0].double()
+    shares = (maps * masks.view(SCENES, 8, 8, 8, 8).mean((2, 4))).sum((1, 2)) / maps.sum((1, 2))
+    assert found["attention_mass"] == pytest.approx(100 * shares.mean().item(), abs=2e-3)
+    assert found["mask_area"] == pytest.approx(100 * masks.mean().item(), abs=2e-3)
+
+
+def test_the_masks_extent_is_the_box():
+    """Of scenes the two are known to agree."""
+    boxes, inside = true_objects(without(some_scenes(), "boxes"), crop=0.75, size=96)
+    expected, others = true_objects(some_scenes(), crop=0.75, size=96)
+    assert all(torch.equal(a, b) for a, b in zip(boxes, expected, strict=True))
+    assert all(torch.equal(inside[name], others[name]) for name in ("box_area", "mask_area"))
+
+
+def test_each_number_of_a_mask_is_an_object():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:9, 20:30], mask[12:32, 35:36], mask[3, 3] = 2, 7, 2
+    boxes, inside = true_objects(with_masks([mask]), size=40)  # columns 10 to 50 are seen
+    assert boxes[0].tolist() == [[0, 3, 20, 9], [25, 12, 26, 32]]
+    assert torch.equal(inside["mask_area"][0], torch.from_numpy(mask[:, 10:50] > 0).float())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 80), (90, 50)])
+@pytest.mark.parametrize("crop", [1.0, 0.75])
+def test_masks_are_seen_where_boxes_are(shape, crop):
+    height, width = shape
+    mask = np.zeros(shape, np.uint8)
+    mask[height // 2 - 6 : height // 2 + 11, width // 2 - 9 : width // 2 + 7] = 255
+    _, inside = true_objects(with_masks([mask]), crop=crop, size=113)
+    assert torch.equal(inside["mask_area"], inside["box_area"]) and 0 < inside["mask_area"].mean() < 1
+
+
+def test_sets_without_boxes_are_measured_by_their_masks():
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:16, 16:32] = 1
+    looking = Looking(torch.tensor([[[0.0, 0, 0, 0], [0, 0, 3, 1], [0, 0, 0, 0], [0, 0, 0, 4]]]))
+    found = measure_localization(looking, looking, with_masks([mask]), size=16, box_size=32)
+    assert found["attention_mass"] == 50 and found["mask_area"] == found["box_area"] == 12.5
+
+
+def test_masks_that_do_not_fit_are_named():
+    source, other = with_masks([np.ones((9, 12), np.uint8)]), with_masks([np.ones((12, 9), np.uint8)])
+    swapped = source.table.set_column(1, "mask", other.table["mask"])
+    with pytest.raises(ValueError, match=r"^0.png: got a mask of \(12, 9\), accepts \(9, 12\)"):
+        true_objects(Stream(swapped, 32, "cpu"))
+    with pytest.raises(ValueError, match="^source: got the columns image, accepts boxes, mask or both"):
+        true_objects(without(source, "mask"))
+    with pytest.raises(ValueError, match="^boxes: got shape .* at index 0, accepts"):
+        measure_localization(None, None, with_masks([np.zeros((9, 12), np.uint8)]), size=16)
 
 
 # ---- measurements of runs ---------------------------------------------------------------------------------------------
@@ -295,6 +392,8 @@ def found(store, tmp_path, monkeypatch):
     table = table.set_column(table.column_names.index("boxes"), "boxes", boxes)
     videos = scenes.table("videos", 2 * scenes.FRAMES)
     monkeypatch.setattr("lib.measure.read_table", lambda name, split, root=None: {"validation": table, "videos": videos}[split])
+    pairs = Retrieval(scenes.table("database", SCENES), scenes.table("queries", 2), [dict(easy=[i], hard=[], junk=[]) for i in range(2)])
+    monkeypatch.setattr("lib.measure.load_retrieval", lambda name, root=None: pairs)
     monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
     return find_run(ENTRY, **TINY)
 
@@ -356,7 +455,8 @@ def test_every_scale_has_every_measurement_or_says_so(scale):
         except ValueError as error:
             assert str(error).startswith(f"name: got {name!r}, {scale} accepts")
             continue
-        assert {"data", "split"} <= set(settings) and settings["split"] in card(settings["data"]).splits
+        splits = {settings["split"]} if "split" in settings else {"queries", "database"}
+        assert splits <= set(card(settings["data"]).splits)
         settings["data"] = None
         assert recipes.measurement(scale, name)["data"]  # a copy
 
@@ -443,7 +543,7 @@ def test_the_command_measures(found, capsys):
         ([ENTRY, "rate=1"], "rate: unknown key"),
         ([ENTRY, "seed"], "override: got 'seed'"),
         ([ENTRY, "seed=77"], ".*(not finished|missing)"),
-        (["paper/supervised_vit_s"], "name: got 'localization', paper accepts"),
+        (["paper/supervised_vit_s"], ".*(not finished|missing)"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(found, arguments, message, capsys):

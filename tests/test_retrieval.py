@@ -1,16 +1,34 @@
+import itertools
+import os
+import pickle
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
-from lib.data import Bank
+from lib.data import load
+from lib.data.layouts import IMAGE
+from lib.data.pickled import read_plain
+from lib.data.revisited import Retrieval, load_retrieval
 from lib.data.scenes import render
-from lib.data.views import center_view
-from lib.evaluation.features import pooled_features
-from lib.evaluation.retrieval import descriptors, rank, revisited_map, revisited_precision
+from lib.data.whole import Damage, as_view, read_image
+from lib.evaluation.retrieval import (
+    measure_retrieval,
+    rank,
+    retrieval_accuracy,
+    retrieve,
+    revisited_figures,
+    revisited_map,
+    revisited_precision,
+    whole_descriptors,
+)
 from lib.models import create_model
 
 OK = {"easy": ["easy"], "medium": ["easy", "hard"], "hard": ["hard"]}
@@ -286,25 +304,34 @@ def test_ranking_a_database_by_itself_finds_each_image_first():
 
 # ---- descriptors ------------------------------------------------------------------------------------------------------
 
+SHAPES = [(32, 48), (32, 48), (40, 40), (50, 24), (32, 48), (64, 64)]  # (height, width)
+
+
+def some_images(folder, shapes=SHAPES):
+    """Files of noise, and their table."""
+    r = np.random.default_rng(0)
+    files = [folder / f"{number}.png" for number in range(len(shapes))]
+    for file, shape in zip(files, shapes):
+        Image.fromarray(r.integers(256, size=(*shape, 3), dtype=np.uint8)).save(file)
+    return pa.table({"image": pa.array([{"bytes": None, "path": str(file)} for file in files], IMAGE)})
+
+
+def with_boxes(table, boxes):
+    return table.append_column("box", pa.array(boxes, pa.list_(pa.float32())))
+
 
 class Means(nn.Module):
-    """Sees the mean of each channel and the side of the image, and remembers the sides."""
+    """Sees the mean of each channel and the size of the image, and remembers the sizes."""
 
     def __init__(self):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(()))
-        self.sides = []
+        self.seen = []
 
     def features(self, images):
-        self.sides.append(tuple(images.shape[-2:]))
+        self.seen.append(tuple(images.shape))
         vector = torch.cat([images.mean((2, 3)), images.new_full((len(images), 1), images.shape[-1] / 10)], 1)
         return type("Found", (), dict(cls=self.factor * vector * images.shape[-1] ** 2))
-
-
-def small_bank(count=5, size=32):
-    scenes = render(torch.arange(count), size=size)
-    sizes = torch.tensor([[size, size], [40, 64], [90, 45], [32, 33], [20, 80]], dtype=torch.int32)[:count]
-    return Bank(scenes.images, sizes, scenes.labels, "")
 
 
 def small_vit():
@@ -312,58 +339,322 @@ def small_vit():
     return create_model("vit_nano", img_size=32, patch_size=8)
 
 
-def literal_descriptors(network, bank, sides):
+def literal_descriptors(network, pictures, longest, patch_size, scales):
+    """One PIL image after the other, one size after the other."""
     rows = []
-    for i in range(len(bank)):
-        total = 0
-        for side in sides:
-            view = center_view(bank.images[i : i + 1], side, crop=1.0, sizes=bank.sizes[i : i + 1])
-            vector = network.features(view).cls[0].detach()
-            total = total + vector / vector.norm()
+    for picture in pictures:
+        views = []
+        for scale in sorted(scales, reverse=True):
+            sides = [round(longest * scale) / max(picture.size) * side for side in picture.size]
+            width, height = (max(patch_size, int(side + 1e-6) // patch_size * patch_size) for side in sides)
+            if not views:
+                resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+                views.append(as_view(np.array(resized)))
+            else:
+                views.append(F.interpolate(views[0], size=(height, width), mode="bilinear", align_corners=False))
+        vectors = [network.features(view).cls[0].detach() for view in views]
+        total = sum(vector / vector.norm() for vector in vectors)
         rows.append(total / total.norm())
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_descriptors_equal_a_loop_over_images_and_sizes(batch_size):
-    network, bank = small_vit().train(), small_bank()
-    found = descriptors(network, bank, size=48, multiple=8, batch_size=batch_size)
-    assert not network.training
-    assert found.shape == (5, 128) and found.dtype == torch.float32 and not found.requires_grad
-    torch.testing.assert_close(found.clone(), literal_descriptors(network, bank, [48, 32, 24]), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("scales", [(1.0, 2**-0.5, 0.5), (1.0,), (0.5, 1.5)])
+def test_descriptors_equal_a_loop_over_images_and_sizes(tmp_path, scales, batch_size):
+    network, table = small_vit().train(), some_images(tmp_path)
+    found, rows = whole_descriptors(network, table, longest=48, patch_size=8, scales=scales, batch_size=batch_size)
+    assert not network.training and rows == list(range(len(SHAPES)))
+    assert found.shape == (6, 128) and found.dtype == torch.float32 and not found.requires_grad
+    pictures = [read_image(row) for row in table["image"].to_pylist()]
+    torch.testing.assert_close(found.clone(), literal_descriptors(network, pictures, 48, 8, scales), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
 
 
-def test_every_size_counts_the_same():
-    network, bank = Means(), small_bank()
-    found = descriptors(network, bank, size=64, scales=(1.0, 0.25))
-    assert network.sides == [(64, 64), (16, 16)]
-    torch.testing.assert_close(found.clone(), literal_descriptors(network, bank, [64, 16]), atol=1e-5, rtol=1e-4)
+def test_every_size_counts_the_same(tmp_path):
+    """However long the vectors are."""
+    network, table = Means(), some_images(tmp_path)
+    found, _ = whole_descriptors(network, table, longest=64, patch_size=8, scales=(1.0, 0.25))
+    pictures = [read_image(row) for row in table["image"].to_pylist()]
+    torch.testing.assert_close(found.clone(), literal_descriptors(network, pictures, 64, 8, (1.0, 0.25)), atol=1e-5, rtol=1e-4)
 
 
-def test_descriptors_have_unit_norm():
-    found = descriptors(small_vit(), small_bank(), size=32, multiple=8, scales=(1.0, 0.5, 2.0))
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
-
-
-def test_descriptors_of_one_size_are_normalised_features():
-    network, bank = small_vit(), small_bank()
-    found = descriptors(network, bank, size=32, multiple=8, scales=(1.0,))
-    features = pooled_features(network, bank, size=32, crop=1.0)[0]
-    torch.testing.assert_close(found, F.normalize(features, dim=1))
+def test_images_of_one_size_are_seen_together_at_their_own_aspect_ratio(tmp_path):
+    network = Means()
+    whole_descriptors(network, some_images(tmp_path), longest=48, patch_size=8, scales=(1.0, 0.5), batch_size=16)
+    assert network.seen[:2] == [(2, 3, 32, 48), (2, 3, 16, 24)]
+    assert [shape[0] for shape in network.seen[::2]] == [2, 1, 1, 1, 1]
+    assert network.seen[4][2:] == (48, 16)  # 23 pixels wide are two patches
 
 
 @pytest.mark.parametrize(
-    "size, options, sides",
+    "box, seen", [([10.4, 4.6, 30.2, 20.4], (10, 5, 30, 20)), ([0, 0, 48, 32], (0, 0, 48, 32)), ([-5, 8, 20, 99], (0, 8, 20, 32))]
+)
+def test_of_an_image_with_a_box_the_part_in_it_is_seen(tmp_path, box, seen):
+    network, table = small_vit(), some_images(tmp_path, SHAPES[:1])
+    found, _ = whole_descriptors(network, with_boxes(table, [box]), longest=32, patch_size=8)
+    part = read_image(table["image"][0].as_py()).crop(seen)
+    expected = literal_descriptors(network, [part], 32, 8, (1.0, 2**-0.5, 0.5))
+    torch.testing.assert_close(found.clone(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 9], [9, 5, 3, 9], [48, 0, 60, 9]])
+def test_a_box_without_pixels_is_named_and_left_out(tmp_path, box):
+    table = with_boxes(some_images(tmp_path, SHAPES[:2]), [box, None])
+    with pytest.warns(Damage, match="0.png: the box .* holds none of its 48 x 32 pixels; left out"):
+        assert whole_descriptors(small_vit(), table, longest=32, patch_size=8)[1] == [1]
+
+
+def test_damaged_images_are_named_and_left_out(tmp_path):
+    table = some_images(tmp_path)
+    expected, _ = whole_descriptors(small_vit(), table, longest=32, patch_size=8)
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    (tmp_path / "4.png").unlink()
+    with pytest.warns(Damage) as warned:
+        found, rows = whole_descriptors(small_vit(), table, longest=32, patch_size=8)
+    assert rows == [0, 2, 3, 5] and {name for name in ("1.png", "4.png") for w in warned if name in str(w.message)} == {"1.png", "4.png"}
+    torch.testing.assert_close(found, expected[rows], atol=1e-6, rtol=1e-5)
+
+
+def test_bad_scales_and_a_table_without_images_are_refused(tmp_path):
+    table = some_images(tmp_path, SHAPES[:1])
+    for scales in ((), (1.0, 0.0), (-1.0,)):
+        with pytest.raises(ValueError, match="^scales: got .* accepts"):
+            whole_descriptors(small_vit(), table, longest=32, patch_size=8, scales=scales)
+    with pytest.raises(ValueError, match="^table: got 0 images"):
+        whole_descriptors(small_vit(), table.slice(0, 0), longest=32, patch_size=8)
+
+
+# ---- the figures of a network -----------------------------------------------------------------------------------------
+
+
+def small_retrieval(folder):
+    """Six images, three of which are asked for again: from a part of them."""
+    table = some_images(folder)
+    queries = with_boxes(table.take([0, 2, 5]), [[0, 0, 40, 32], [0, 0, 40, 40], [3, 3, 60, 64]])
+    return Retrieval(table, queries, [truth(easy=[0], hard=[4], junk=[1]), truth(easy=[2, 3]), truth(easy=[1], junk=[5])])
+
+
+def test_figures_of_a_network_are_those_of_its_ranking(tmp_path):
+    network, retrieval = small_vit(), small_retrieval(tmp_path)
+    found = retrieval_accuracy(network, retrieval, longest=32, patch_size=8)
+    vectors = [whole_descriptors(network, table, longest=32, patch_size=8)[0] for table in (retrieval.queries, retrieval.database)]
+    ranks = rank(*vectors)
+    expected = {"images": 6.0, "queries": 3.0, "left_out": 0.0}
+    for protocol in OK:
+        mean, precision = literal_figures(ranks.T.tolist(), retrieval.ground_truth, protocol)
+        expected |= {f"{protocol}_map": mean} | {f"{protocol}_p{k}": value for k, value in precision.items()}
+    assert found == pytest.approx(expected, abs=1e-3)
+    answer = retrieve(network, retrieval, longest=32, patch_size=8)
+    assert torch.equal(answer.ranks, ranks) and answer.ground_truth == retrieval.ground_truth
+    assert answer.database.tolist() == list(range(6)) and answer.queries.tolist() == [0, 1, 2]
+
+
+def test_protocols_without_positives_are_left_out():
+    ranks = as_ranks([0, 1, 2], [2, 1, 0])
+    assert {name.partition("_")[0] for name in revisited_figures(ranks, [truth(easy=[0]), truth(junk=[1])])} == {"easy", "medium"}
+    assert {name.partition("_")[0] for name in revisited_figures(ranks, [truth(hard=[0]), truth()])} == {"medium", "hard"}
+    with pytest.raises(ValueError, match="^ground_truth: got 2 queries without positives, accepts"):
+        revisited_figures(ranks, [truth(junk=[0]), truth()])
+
+
+def test_what_cannot_be_read_is_left_out_of_ranking_and_truth(tmp_path):
+    """As if it had never been there."""
+    network, retrieval = small_vit(), small_retrieval(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "5.png").write_bytes(b"")
+    with pytest.warns(Damage):
+        answer = retrieve(network, retrieval, longest=32, patch_size=8)
+        found = retrieval_accuracy(network, retrieval, longest=32, patch_size=8)
+    assert answer.database.tolist() == [0, 1, 2, 4] and answer.queries.tolist() == [0, 1] and answer.ranks.shape == (4, 2)
+    assert answer.ground_truth == [truth(easy=[0], hard=[3], junk=[1]), truth(easy=[2])]
+    kept = Retrieval(retrieval.database.take([0, 1, 2, 4]), retrieval.queries.slice(0, 2), answer.ground_truth)
+    expected = retrieval_accuracy(network, kept, longest=32, patch_size=8)
+    assert found == expected | {"left_out": 3.0} and expected["images"] == 4 and expected["left_out"] == 0
+
+
+def test_a_measurement_has_the_untrained_figures_beside_its_own(tmp_path):
+    retrieval, networks = small_retrieval(tmp_path), [small_vit(), Means()]
+    own, before = (retrieval_accuracy(network, retrieval, longest=32, patch_size=8) for network in networks)
+    counts = ("images", "queries", "left_out")
+    expected = own | {f"untrained_{name}": value for name, value in before.items() if name not in counts}
+    assert measure_retrieval(*networks, retrieval, longest=32, patch_size=8) == expected
+
+
+# ---- the sets ---------------------------------------------------------------------------------------------------------
+
+
+def gnd(**changed):
+    """As the authors' pickles are: three images, two queries."""
+    first = dict(bbx=[1.5, 2.0, 20.0, 18.5], easy=np.array([0, 2]), hard=np.array([1]), junk=np.array([]))
+    second = dict(bbx=np.array([0, 0, 30, 30.0]), easy=[], hard=[np.int64(2)], junk=[0, 1])
+    return dict(imlist=["all_souls_1", "b", "c"], qimlist=["q_1", "q_2"], gnd=[first, second]) | changed
+
+
+def pickled(folder, described, name="roxford5k", protocol=4):
+    (folder / name / "jpg").mkdir(parents=True, exist_ok=True)
+    file = folder / name / f"gnd_{name}.pkl"
+    file.write_bytes(described if isinstance(described, bytes) else pickle.dumps(described, protocol))
+    return file
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", ["roxford5k", "rparis6k"])
+def test_a_revisited_set_is_read_from_its_official_layout(tmp_path, name, protocol):
+    pickled(tmp_path, gnd(), name, protocol)
+    found = load_retrieval(name, root=tmp_path)
+    assert found.ground_truth == [truth(easy=[0, 2], hard=[1]), truth(hard=[2], junk=[0, 1])]
+    assert found.queries["box"].to_pylist() == [[1.5, 2.0, 20.0, 18.5], [0, 0, 30, 30]]
+    assert found.database["filename"].to_pylist() == ["all_souls_1.jpg", "b.jpg", "c.jpg"]
+    assert found.queries["image"][1].as_py()["path"] == str(tmp_path / name / "jpg" / "q_2.jpg")
+    assert "box" not in found.database.column_names and "easy" not in found.queries.column_names
+
+
+def test_a_revisited_set_is_measured_and_loaded(tmp_path):
+    pickled(tmp_path, gnd())
+    some_images(tmp_path, [(32, 48)] * 5)
+    for number, stem in enumerate(["all_souls_1", "b", "c", "q_1", "q_2"]):
+        Image.open(tmp_path / f"{number}.png").save(tmp_path / "roxford5k" / "jpg" / f"{stem}.jpg")
+    found = retrieval_accuracy(small_vit(), load_retrieval("roxford5k", root=tmp_path), longest=32, patch_size=8)
+    assert found["images"] == 3 and found["queries"] == 2 and {"easy_map", "medium_map", "hard_map", "hard_p10"} <= set(found)
+    dataset = load("roxford5k", "queries", root=tmp_path)
+    assert dataset[0]["image"].size == (48, 32) and dataset[1]["hard"] == [2] and dataset[1]["box"] == [0, 0, 30, 30]
+
+
+class Shout:
+    """A pickle of it runs a command where it is loaded as usual."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize(
+    "function, arguments, named",
     [
-        (512, {}, [512, 368, 256]),
-        (64, {}, [64, 48, 32]),
-        (64, dict(multiple=1), [64, 45, 32]),
-        (60, dict(multiple=16, scales=(1.0,)), [64]),
-        (16, dict(multiple=16, scales=(1.0, 0.25)), [16, 16]),
-        (224, dict(multiple=14, scales=(2**0.5, 1.0)), [322, 224]),
+        (os.system, ("touch {}",), r"(posix|nt)\.system"),
+        (eval, ("open('{}', 'w')",), "(builtins|__builtin__).eval"),
+        (getattr, ("{}", "upper"), "(builtins|__builtin__).getattr"),
+        (np.load, ("{}",), "numpy.load"),
+        (np.fromfile, ("{}",), "numpy.*fromfile"),
+        (Path, ("{}",), "pathlib.*Path"),
+    ],
+    ids=["system", "eval", "getattr", "np.load", "fromfile", "Path"],
+)
+def test_a_pickle_that_would_run_something_is_refused(tmp_path, function, arguments, named, protocol):
+    trace = tmp_path / "trace"
+    shout = Shout(function, *(argument.format(trace) for argument in arguments))
+    file = pickled(tmp_path, gnd(more=shout), protocol=protocol)
+    with pytest.raises(ValueError, match=f"^{file}: refers to {named}.*, accepts plain data"):
+        load_retrieval("roxford5k", root=tmp_path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (b"cnumpy\ncore.multiarray.os.system\n.", "numpy.core.multiarray.os.system"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x10str.__class__.eq\x93.", r"builtins\.str\.__class__"),
+        (b"\x80\x04\x8c\x16numpy._core.multiarray\x8c\x05array\x93.", "numpy._core.multiarray.array"),
+        (b"cbuiltins\nobject\n.", "builtins.object"),
+        (b"cnumpy\nnothing\n.", "numpy.nothing"),
     ],
 )
-def test_sides_are_rounded_to_the_patch(size, options, sides):
-    network = Means()
-    descriptors(network, small_bank(1, 16), size=size, **options)
-    assert network.sides == [(side, side) for side in sides]
+def test_only_what_arrays_need_is_known(tmp_path, content, named):
+    file = tmp_path / "any.pkl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{file}: refers to {named}"):
+        read_plain(file)
+
+
+def test_a_codec_is_not_chosen_by_the_file(tmp_path):
+    file = tmp_path / "any.pkl"
+    file.write_bytes(b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.")
+    with pytest.raises(ValueError, match=f"^{file}: .*encoding: got 'rot13', accepts latin1"):
+        read_plain(file)
+
+
+def test_a_pickle_cannot_change_what_the_next_one_is_given(tmp_path):
+    """It may set attributes of functions that it is given."""
+    file = tmp_path / "any.pkl"
+    state = pickle.dumps((None, {"__defaults__": (1, 2), "__name__": "other"}), 2)[2:-1]
+    file.write_bytes(b"\x80\x02cnumpy._core.numeric\n_frombuffer\n" + state + b"b.")
+    before = np.empty(1).__reduce_ex__(5)[0].__name__
+    read_plain(file)
+    assert np.empty(1).__reduce_ex__(5)[0].__name__ == before
+    file.write_bytes(pickle.dumps(np.arange(5), 5))
+    assert read_plain(file).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])
+def test_plain_data_and_arrays_are_read_whoever_wrote_them(tmp_path, module, protocol):
+    plain = {"a": [1, 2.5, None, True, "ä", b"\xff", (3, {4})], "b": np.arange(6.0).reshape(2, 3), "c": np.float32(1.5)}
+    file = tmp_path / "any.pkl"
+    content = pickle.dumps(plain, protocol)
+    own = b"numpy._core" if b"numpy._core" in content else b"numpy.core"
+    if protocol < 4:  # later ones say how long a name is
+        content = content.replace(own, module)
+    file.write_bytes(content)
+    found = read_plain(file)
+    assert found["a"] == plain["a"] and np.array_equal(found["b"], plain["b"]) and found["c"] == 1.5 and found["c"].dtype == np.float32
+
+
+def test_python_2_wrote_pickles_too(tmp_path):
+    file = tmp_path / "any.pkl"
+    file.write_bytes(b"\x80\x02}q\x00U\x01aq\x01c__builtin__\nset\nq\x02]q\x03K\x01a\x85q\x04Rq\x05s.")
+    assert read_plain(file) == {"a": {1}}
+
+
+def without(key):
+    return {name: value for name, value in gnd().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        b"",
+        b"nothing",
+        pickle.dumps(gnd(), 4)[:-40],
+        [1, 2],
+        None,
+        *(without(key) for key in gnd()),
+        *(gnd(gnd=[{k: v for k, v in gnd()["gnd"][0].items() if k != key}] * 2) for key in gnd()["gnd"][0]),
+        gnd(gnd=gnd()["gnd"][:1]),
+        gnd(gnd=[gnd()["gnd"][0], 3]),
+        *(gnd(gnd=[gnd()["gnd"][0] | {key: value}] * 2) for key, value in [
+            ("easy", [3]), ("hard", [-1]), ("junk", [0.5]), ("easy", ["b"]), ("easy", 7),
+            ("bbx", [1, 2, 3]), ("bbx", [0, 0, 9, np.nan]), ("bbx", "box"),
+        ]),
+        gnd(imlist=["../../b", "b", "c"]),
+        gnd(qimlist=["/b", "c"]),
+        gnd(imlist=5),
+    ],
+)  # fmt: skip
+def test_damaged_ground_truth_is_named(tmp_path, described):
+    file = pickled(tmp_path, described)
+    with pytest.raises(ValueError, match=f"^{file}: "):
+        load_retrieval("roxford5k", root=tmp_path)
+
+
+def test_missing_sets_and_other_cards_are_named(tmp_path):
+    with pytest.raises(ValueError, match="^name: got 'imagenette', accepts roxford5k, rparis6k, scenes"):
+        load_retrieval("imagenette")
+    with pytest.raises(ValueError, match="^root: got .*roxford5k"):
+        load_retrieval("roxford5k", root=tmp_path)
+    (tmp_path / "roxford5k").mkdir()
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'roxford5k'}: holds no split"):
+        load_retrieval("roxford5k", root=tmp_path)
+
+
+def test_scenes_are_asked_for_by_a_second_view_of_the_same_thing():
+    found = load_retrieval("scenes")
+    assert len(found.queries) == 60 and len(found.database) == 160 and "box" not in found.queries.column_names
+    assert found.ground_truth == [truth(easy=[i]) for i in range(60)]
+    pairs = render(torch.arange(320), seed=4, instances=True)
+    for i, (table, at) in itertools.product((0, 17, 59), ((found.queries, 0), (found.database, 1))):
+        pixels = np.array(read_image(table["image"][i].as_py()))
+        assert np.array_equal(pixels, pairs.images[2 * i + at].permute(1, 2, 0).numpy())
+    assert found.queries["label"].to_pylist() == found.database["label"].to_pylist()[:60]

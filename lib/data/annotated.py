@@ -1,18 +1,23 @@
-"""Readers of sets whose images have boxes or masks instead of a class: VOC, COCO, DAVIS, folders of images and masks.
+"""Readers of sets whose images have more than a class: VOC, COCO, DAVIS, ImageNet-9, CUB, revisited Oxford and Paris, and folders of
+images and masks.
 
-Tables as in ``lib.data.layouts`` without ``label``: ``image``, ``filename`` and, as the set has them, ``boxes`` (x0, y0, x1,
+Tables as in ``lib.data.layouts``, without ``label`` unless the reader says so: ``image``, ``filename`` and, as the set has them, ``boxes`` (x0, y0, x1,
 y1 in pixels, x1 and y1 exclusive), ``mask`` (a struct as of an image; its pixels are the numbers of objects, 0 is
 background) and ``sequence``. A reader's ``split`` says where the split lies in the folder, as the card's ``local_splits`` gives
 it; None means that the folder does not hold it.
 """
 
 import json
+import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from lib.data.layouts import BOXES, IMAGE, images_in, lines_of, natural
+from lib.data.layouts import BOXES, IMAGE, from_files, images_in, lines_of, natural
+from lib.data.pickled import read_plain
 
 
 def read_voc(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
@@ -105,7 +110,140 @@ def read_davis(folder: Path, split: str, columns: dict, names: list[str]) -> pa.
     return _table([f for _, f in files], masks=[_beside(masks / s, f) for s, f in files], sequences=[s for s, _ in files])
 
 
-LAYOUTS = {"voc": read_voc, "coco": read_coco, "masked": read_masked, "davis": read_davis}
+def read_in9(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """ImageNet-9's release: ``<variant>/<split>/<number>_<class>/<file>`` for every variant, which a column names.
+
+    Labels are the numbers, 0 to 8.
+    """
+    variants = sorted(place.parent.name for place in folder.glob(f"*/{split}") if place.is_dir())
+    if not variants:
+        return None
+    rows = []
+    for variant in variants:
+        for place in sorted(p for p in (folder / variant / split).iterdir() if p.is_dir()):
+            number = place.name.partition("_")[0]
+            if not number.isdigit():
+                raise ValueError(f"{place}: is not named <number>_<class>")
+            rows += [(file, int(number), variant) for file in sorted(images_in(place))]
+    table = _table([file for file, _, _ in rows])
+    labels, kinds = pa.array([label for _, label, _ in rows], pa.int64()), pa.array([variant for _, _, variant in rows], pa.string())
+    return table.append_column("label", labels).append_column("variant", kinds)
+
+
+def read_cub(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``CUB/<split>`` of CUB-200-2011 as its authors pack it: ``images.txt``, ``image_class_labels.txt``,
+    ``train_test_split.txt`` and ``bounding_boxes.txt``, which share the images' numbers, and ``images/``.
+
+    With ``label``, from 0. A box is x, y, width, height there.
+    """
+    if not (folder / "images.txt").is_file():
+        return None
+    images = _by_key(folder / "images.txt", None, lambda name: folder / "images" / name)
+    labels = _by_key(folder / "image_class_labels.txt", None, lambda label: int(label) - 1)
+    trained = _by_key(folder / "train_test_split.txt", None, ("0", "1").index)
+    boxes = _by_key(folder / "bounding_boxes.txt", None, _sized)
+    wanted = int(split == "CUB/train")
+    numbers = [number for number in images if _only(trained, number, folder / "train_test_split.txt") == wanted]
+    rows = [(_only(images, number, folder / "images.txt"), _only(labels, number, folder / "image_class_labels.txt")) for number in numbers]
+    return from_files(rows, [[_only(boxes, number, folder / "bounding_boxes.txt")] for number in numbers])
+
+
+def read_wsol(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``<set>/<split>`` of wsolevaluation: ``metadata/<set>/<split>/{image_ids,class_labels,localization}.txt``, images in
+    ``dataset/<set>/``.
+
+    With ``label``. Boxes are as the files have them; an image that ``localization.txt`` does not name has none.
+    """
+    base = folder / "metadata" / split
+    if not base.is_dir():
+        return None
+    images = [line.strip() for line in lines_of(base / "image_ids.txt")]
+    labels = _by_key(base / "class_labels.txt", ",", lambda label: int(label))
+    boxes = _by_key(base / "localization.txt", ",", _corners)
+    rows = [(folder / "dataset" / Path(split).parent / name, _only(labels, name, base / "class_labels.txt")) for name in images]
+    return from_files(rows, [boxes.get(name, []) for name in images])
+
+
+def read_revisited(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``<file>:imlist`` or ``<file>:qimlist``: the database or the queries that the pickle of revisited Oxford or Paris lists; images
+    lie in ``jpg/``.
+
+    Queries have ``box``, the part that is asked for, and ``easy``, ``hard`` and ``junk``, rows of the database.
+    """
+    name, _, listing = split.partition(":")
+    file = folder / name
+    if not file.is_file():
+        return None
+    described = read_plain(file)
+    try:
+        stems = [str(stem) for stem in described[listing]]
+        if any(Path(stem).name != stem for stem in stems):
+            raise ValueError(f"{listing} holds what is no name of a file")
+        table = _table([folder / "jpg" / f"{stem}.jpg" for stem in stems])
+        if listing == "qimlist":
+            truth = [_revisited_truth(query, len(described["imlist"])) for query in described["gnd"]]
+            if len(truth) != len(stems):
+                raise ValueError(f"{len(truth)} entries in gnd for {len(stems)} queries")
+            table = table.append_column("box", pa.array([query["bbx"] for query in truth], pa.list_(pa.float32())))
+            for kind in ("easy", "hard", "junk"):
+                table = table.append_column(kind, pa.array([query[kind] for query in truth], pa.list_(pa.int64())))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{file}: damaged or not the ground truth of a revisited set ({error!r})") from error
+    return table
+
+
+def _revisited_truth(query: dict, count: int) -> dict:
+    box = [float(edge) for edge in np.ravel(query["bbx"])]
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise ValueError(f"bbx is {box}")
+    truth = {"bbx": box}
+    for kind in ("easy", "hard", "junk"):
+        truth[kind] = [int(image) for image in np.ravel(query[kind])]
+        if truth[kind] != np.ravel(query[kind]).tolist() or not all(0 <= image < count for image in truth[kind]):
+            raise ValueError(f"{kind} holds what is no image of the {count} in imlist")
+    return truth
+
+
+def _by_key(file: Path, separator: str | None, read: Callable) -> dict[str, list]:
+    """What ``read`` makes of the values in a file's lines ``key, value, …``: a list a key, an entry a line."""
+    found: dict[str, list] = {}
+    for line in lines_of(file):
+        key, *values = (part.strip() for part in line.split(separator))
+        try:
+            found.setdefault(key, []).append(read(*values))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: line {line!r} is damaged ({error})") from error
+    return found
+
+
+def _only(found: dict[str, list], key: str, file: Path):
+    lines = found.get(key, [])
+    if len(lines) != 1:
+        raise ValueError(f"{file}: has {len(lines)} lines for {key}, accepts one")
+    return lines[0]
+
+
+def _corners(x0: str | float, y0: str | float, x1: str | float, y1: str | float) -> list[float]:
+    box = [float(x0), float(y0), float(x1), float(y1)]
+    if not all(map(math.isfinite, box)) or box[0] > box[2] or box[1] > box[3]:
+        raise ValueError("not a box")
+    return box
+
+
+def _sized(x: str, y: str, width: str, height: str) -> list[float]:
+    return _corners(x, y, float(x) + float(width), float(y) + float(height))
+
+
+LAYOUTS = {
+    "voc": read_voc,
+    "coco": read_coco,
+    "masked": read_masked,
+    "davis": read_davis,
+    "in9": read_in9,
+    "cub": read_cub,
+    "wsol": read_wsol,
+    "revisited": read_revisited,
+}
 
 
 def _beside(folder: Path, image: Path) -> Path:

@@ -170,6 +170,8 @@ def _decode_all(table: pa.Table, size: int, title: str | None) -> dict[str, Tens
 
 
 def _scenes_bank(split: str, size: int, fraction: float, device, described) -> Bank:
+    if split not in ("train", "validation"):
+        raise ValueError(f"split: got {split!r}, a bank of scenes accepts train, validation")
     count = _part(fraction, described.splits[split])
     scene = scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], size=size)
     return _make({"images": scene.images, "sizes": torch.full((count, 2), size, dtype=torch.int32), "labels": scene.labels}, device)

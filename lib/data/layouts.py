@@ -41,7 +41,7 @@ def read_image_folder(folder: Path, split: str, columns: dict[str, list[str]], n
     rows = [(file, label) for label, name in enumerate(classes) for file in images_in(base / name)]
     if not rows:
         raise ValueError(f"{base}: holds no images in class folders")
-    return _from_files(rows)
+    return from_files(rows)
 
 
 def read_tiny_imagenet(folder: Path, split: str, columns: dict[str, list[str]], names: list[str]) -> pa.Table | None:
@@ -64,7 +64,7 @@ def read_tiny_imagenet(folder: Path, split: str, columns: dict[str, list[str]], 
                 raise ValueError(f"{listing}: line {line!r} is not 'file, wnid, x0, y0, x1, y1'")
             rows.append((folder / "val" / "images" / fields[0], label_of[fields[1]]))
             boxes.append([_box(fields[2:6], listing, line)])
-    return _from_files(rows, boxes)
+    return from_files(rows, boxes)
 
 
 LAYOUTS = {"parquet": read_parquet, "image_folder": read_image_folder, "tiny_imagenet": read_tiny_imagenet}
@@ -110,7 +110,8 @@ def _sorted(table: pa.Table) -> pa.Table:
     return table.take(pa.array(order, pa.int64()))
 
 
-def _from_files(rows: list[tuple[Path, int]], boxes: list | None = None) -> pa.Table:
+def from_files(rows: list[tuple[Path, int]], boxes: list | None = None) -> pa.Table:
+    """A table of image files with their labels and, a list an image, their boxes; sorted."""
     columns = {
         "image": pa.array([{"bytes": None, "path": str(file)} for file, _ in rows], IMAGE),
         "label": pa.array([label for _, label in rows], pa.int64()),

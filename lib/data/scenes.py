@@ -19,7 +19,7 @@ from torch import Tensor
 OUTLINES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)  # label = 2 * outline + texture
-SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3}
+SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3, "queries": 4, "database": 4}
 FRAMES = 8  # of a video
 SIZE = 64  # pixels a side, unless asked otherwise
 CHUNK = 64  # scenes rendered at a time, so that intermediate images stay in the cache
@@ -102,10 +102,13 @@ def table(split: str, count: int) -> pa.Table:
     """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``).
 
     ``videos`` has ``count`` frames of videos of ``FRAMES`` frames and two objects each, with ``sequence``; its masks number the
-    objects from 1.
+    objects from 1. ``queries`` and ``database`` are the even and the odd scenes of pairs of one instance: image i of the database
+    is what query i should find, and those beyond the queries are what it should not.
     """
     if split == "videos":
         return _video_table(count // FRAMES)
+    if split in ("queries", "database"):
+        return _pair_table(split, count)
     scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split])
     return _table(
         image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
@@ -128,10 +131,22 @@ def _video_table(count: int) -> pa.Table:
     )
 
 
+def _pair_table(split: str, count: int) -> pa.Table:
+    scenes = render(2 * torch.arange(count) + (split == "database"), seed=SPLIT_SEEDS[split], instances=True)
+    truth = dict(easy=[[i] for i in range(count)], hard=[[]] * count, junk=[[]] * count) if split == "queries" else {}
+    return _table(
+        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
+        label=scenes.labels.tolist(),
+        filename=[f"{i:06d}.png" for i in range(count)],
+        **truth,
+    )
+
+
 def _table(**columns: list) -> pa.Table:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     boxes = pa.list_(pa.list_(pa.float32()))
-    types = {"image": image, "mask": image, "label": pa.int64(), "filename": pa.string(), "sequence": pa.string(), "boxes": boxes}
+    types = dict.fromkeys(("easy", "hard", "junk"), pa.list_(pa.int64()))
+    types |= {"image": image, "mask": image, "label": pa.int64(), "filename": pa.string(), "sequence": pa.string(), "boxes": boxes}
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
 
 

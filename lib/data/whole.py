@@ -22,7 +22,7 @@ AHEAD = 8  # images decoded in advance
 class Whole(NamedTuple):
     """An image as a network sees it.
 
-    row: its place in the table; view: Float[1, 3, h, w], normalised; size: (height, width) of the original.
+    row: its place in the table; view: Float[1, 3, h, w], normalised; size: (height, width) of the original, or of its box.
     """
 
     row: int
@@ -46,7 +46,7 @@ def whole_images(
     """Every image of a table, resized (bicubic) to whole patches.
 
     Args:
-        table: see ``lib.data.layouts``.
+        table: see ``lib.data.layouts``; with a column ``box``, that part of an image is all that is seen of it.
         shortest: pixels of the shorter side; the longer one follows.
         longest: pixels of the longer side, instead. Without both, images keep their size.
         multiple: sides are rounded down to multiples of it, at least one.
@@ -58,10 +58,11 @@ def whole_images(
     """
     fitted((1, 1), shortest=shortest, longest=longest, multiple=multiple)  # a wrong argument is no damaged image
     rows = range(len(table))
+    boxes = table["box"].to_pylist() if "box" in table.column_names else [None] * len(table)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         waiting = []
         for row in tqdm(rows, title, disable=title is None, mininterval=2, unit="image"):
-            waiting.append((row, pool.submit(_read, table["image"][row].as_py(), shortest, longest, multiple)))
+            waiting.append((row, pool.submit(_read, table["image"][row].as_py(), boxes[row], shortest, longest, multiple)))
             if len(waiting) > AHEAD or row == rows[-1]:
                 for number, future in waiting if row == rows[-1] else [waiting.pop(0)]:
                     try:
@@ -109,14 +110,21 @@ def read_mask(row: dict) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def read_image(row: dict) -> Image.Image:
-    """An encoded image in RGB.
+def read_image(row: dict, box: list[float] | None = None) -> Image.Image:
+    """An encoded image in RGB, or the part of it in a box (x0, y0, x1, y1 in pixels, rounded).
 
     Raises:
-        ValueError: a file that is missing or damaged, named.
+        ValueError: a file that is missing or damaged, or a box without any pixel of it; the file is named.
     """
     with _opened(row) as image:
-        return image.convert("RGB")
+        image = image.convert("RGB")
+    if box is None:
+        return image
+    x0, y0, x1, y1 = map(round, box)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(f"{row['path'] or 'image without a name'}: the box {box} holds none of its {image.width} x {image.height} pixels")
+    return image.crop((x0, y0, x1, y1))
 
 
 class _opened:
@@ -139,8 +147,8 @@ class _opened:
         self.image.close()
 
 
-def _read(row: dict, shortest, longest, multiple) -> tuple[np.ndarray, tuple[int, int]]:
-    image = read_image(row)
+def _read(row: dict, box, shortest, longest, multiple) -> tuple[np.ndarray, tuple[int, int]]:
+    image = read_image(row, box)
     size = (image.height, image.width)
     height, width = fitted(size, shortest=shortest, longest=longest, multiple=multiple)
     if (height, width) != size:

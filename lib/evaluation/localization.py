@@ -1,5 +1,7 @@
 """Where a network looks, against the boxes of the objects: MaxBoxAcc and MaxBoxAccV2.
 
+Also the share of a map that lies on the objects, in their boxes or, where they are known, their masks.
+
 Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, sections 3.2 and 4. The
 boxes of all binarisations of a map come from two component trees (``lib.evaluation.components``), that of the foreground and
 that of the holes in it.
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.data.views import center_view
+from lib.data.whole import read_mask
 from lib.evaluation.components import FORWARD_4, FORWARD_8, THRESHOLDS, component_boxes
 
 CONTOURS = ("all", "largest")
 CENTRED_SIDES = np.arange(10, 101) / 100  # sides of the centred boxes, as fractions of the image's
+NOWHERE = np.zeros((1, 4), int)  # the box of a map without contours
 
 
 def max_box_accuracy(
@@ -53,22 +57,66 @@ def max_box_accuracy(
         ValueError: maps that are not finite floats [M, h, w], an image without boxes, or an argument out of range.
         ImportError: ``contours="largest"`` without OpenCV.
     """
+    if not 0 < step <= 1:
+        raise ValueError(f"step: got {step}, accepts more than 0 and at most 1")
+    _check_levels(iou_thresholds)
+    best = threshold_ious(maps, boxes, image_size=image_size, contours=contours, progress=progress).numpy()
+    return _accuracies(best[:, np.unique((np.arange(0, 1, step) * 255).astype(int))], iou_thresholds)
+
+
+def threshold_ious(
+    maps: Tensor, boxes: list[Tensor], *, image_size: int | tuple[int, int] = 224, contours: str = "all", progress: bool = False
+) -> Tensor:
+    """What ``max_box_accuracy`` counts: at each of the 255 thresholds, how well the best contour's box meets a true box.
+
+    Args:
+        maps, boxes, image_size, contours, progress: as in ``max_box_accuracy``.
+
+    Returns:
+        Float64[M, 255], IoUs; column t binarises at ``> t``.
+
+    Raises:
+        ValueError, ImportError: as ``max_box_accuracy``.
+    """
     if maps.ndim != 3 or not maps.numel() or not maps.is_floating_point():
         raise ValueError(f"maps: got {maps.dtype} of shape {tuple(maps.shape)}, accepts floats of shape [M, h, w], none of them 0")
     if not maps.isfinite().all():
         raise ValueError("maps: got infinite values or NaN, accepts finite values")
     if len(boxes) != len(maps):
         raise ValueError(f"boxes: got {len(boxes)} tensors, accepts one for each of the {len(maps)} maps")
-    if not 0 < step <= 1:
-        raise ValueError(f"step: got {step}, accepts more than 0 and at most 1")
     if contours not in CONTOURS:
         raise ValueError(f"contours: got {contours!r}, accepts one of {', '.join(CONTOURS)}")
-    size, truth = _size(image_size), _checked(boxes, iou_thresholds)
+    size, truth = _size(image_size), _checked(boxes)
     search = _all_contours if contours == "all" else _largest_contour
     best = np.empty((len(maps), THRESHOLDS))
     for i, single in enumerate(tqdm(maps, "localization", disable=not progress, mininterval=2)):
         best[i] = search(_fine_levels(single, size), truth[i])
-    return _accuracies(best[:, np.unique((np.arange(0, 1, step) * 255).astype(int))], iou_thresholds)
+    return torch.from_numpy(best)
+
+
+def contour_boxes(single: Tensor, boxes: Tensor, threshold: int, *, image_size: int | tuple[int, int] = 224) -> tuple[Tensor, Tensor]:
+    """The boxes of all contours of one map at one threshold.
+
+    Args:
+        single: Float[h, w].
+        boxes: the true ones, Float[n, 4], n >= 1.
+        threshold: 0 … 254; the map in 8 bits is binarised at ``> threshold``.
+        image_size: as in ``max_box_accuracy``.
+
+    Returns:
+        Long[K, 4] and the best IoU of each with a true box, Float64[K], that of the best contour first.
+
+    Raises:
+        ValueError: a threshold out of range, or true boxes as in ``max_box_accuracy``.
+    """
+    if not 0 <= threshold < THRESHOLDS:
+        raise ValueError(f"threshold: got {threshold}, accepts 0 to {THRESHOLDS - 1}")
+    [truth] = _checked([boxes])
+    found, at = _contours(_fine_levels(single, _size(image_size)))
+    found = found[at == threshold] if (at == threshold).any() else NOWHERE
+    ious = _best_iou(found, truth)
+    order = np.argsort(-ious, kind="stable")
+    return torch.from_numpy(found[order]), torch.from_numpy(ious[order])
 
 
 def trivial_accuracy(
@@ -91,7 +139,8 @@ def trivial_accuracy(
     corner = np.array(_size(image_size)[::-1]) - 1.0
     start = np.outer((1 - CENTRED_SIDES) / 2, corner + 1)
     centred = np.hstack([start, corner - start])
-    best = np.stack([_best_iou(centred, truth) for truth in _checked(boxes, iou_thresholds)])
+    _check_levels(iou_thresholds)
+    best = np.stack([_best_iou(centred, truth) for truth in _checked(boxes)])
     return {"whole image": _accuracies(best[:, -1:], iou_thresholds), "centred box": _accuracies(best, iou_thresholds)}
 
 
@@ -103,10 +152,13 @@ def _size(image_size) -> tuple[int, int]:
     return size
 
 
-def _checked(boxes: list[Tensor], iou_thresholds: tuple[float, ...]) -> list[np.ndarray]:
-    """The true boxes Float64[n_i, 4] of every image, once they and the IoU levels are found right."""
+def _check_levels(iou_thresholds: tuple[float, ...]) -> None:
     if not len(iou_thresholds) or not all(0 < level <= 1 for level in iou_thresholds):
         raise ValueError(f"iou_thresholds: got {iou_thresholds!r}, accepts levels in (0, 1], one or more")
+
+
+def _checked(boxes: list[Tensor]) -> list[np.ndarray]:
+    """The true boxes Float64[n_i, 4] of every image, once they are found right."""
     for i, true in enumerate(boxes):
         if true.ndim != 2 or true.shape[1] != 4 or not len(true):
             raise ValueError(f"boxes: got shape {tuple(true.shape)} at index {i}, accepts [n, 4] with n >= 1")
@@ -147,6 +199,14 @@ def _best_iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _all_contours(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The best IoU [THRESHOLDS] of any contour at each threshold 0 … 254 of a map UInt16[H, W]."""
+    found, at = _contours(fine)
+    best = np.full(THRESHOLDS, -1.0)
+    np.maximum.at(best, at, _best_iou(found, truth))
+    return np.where(best < 0, _best_iou(NOWHERE, truth), best)
+
+
+def _contours(fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes Int[K, 4] of all contours of a map UInt16[H, W], and the threshold Int[K] of each."""
     corner = np.array(fine.shape[::-1]) - 1
     objects, at = component_boxes(fine, FORWARD_8)
     # Holes are 4-connected parts of ``byte <= t``, that is of ``255 - byte > 254 - t``, away from the image's border. The
@@ -154,11 +214,8 @@ def _all_contours(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
     holes, below = component_boxes(255 * 256 + 255 - fine, FORWARD_4)
     inside = (holes[:, :2] > 0).all(1) & (holes[:, 2:] < corner).all(1)
     found = np.concatenate([objects, holes[inside] + (-1, -1, 1, 1)])
-    at = np.concatenate([at, THRESHOLDS - 1 - below[inside]])
     found[:, 2:] = np.minimum(found[:, 2:] + 1, corner)
-    best = np.full(THRESHOLDS, -1.0)
-    np.maximum.at(best, at, _best_iou(found, truth))
-    return np.where(best < 0, _best_iou(np.zeros((1, 4)), truth), best)
+    return found, np.concatenate([at, THRESHOLDS - 1 - below[inside]])
 
 
 def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -229,11 +286,11 @@ def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
 def measure_localization(
     network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float = 1.0, box_size: int = 224, progress: bool = False
 ) -> dict[str, float]:
-    """MaxBoxAccV2 of a network's maps and the share of its attention that lies in the objects' boxes, in percent.
+    """MaxBoxAccV2 of a network's maps and the share of its attention that lies on the objects, in percent.
 
     Args:
         network, untrained: the trained network and the one from which it started.
-        source: a ``lib.data.Stream`` whose table has ``boxes`` for every image.
+        source: as in ``true_objects``, with one or more objects in every image.
         size, crop: as in ``localization_maps``.
         box_size: pixels a side at which maps and boxes are compared.
         progress: show bars.
@@ -241,13 +298,12 @@ def measure_localization(
     Returns:
         ``attention_maxbox``, ``cam_maxbox`` (the mean over IoU levels; ``…_30`` and so on are single levels) and
         ``attention_mass``, the same with ``untrained_`` before them, ``whole_image_maxbox``, ``centred_box_maxbox``,
-        ``box_area`` (what evenly spread attention has inside the boxes), and ``images``, their number.
+        ``box_area`` (what evenly spread attention has inside the boxes), and ``images``, their number. Where there are masks,
+        ``attention_mass`` is what lies inside these and not inside the boxes, and ``mask_area`` what even attention has there.
     """
-    sizes = torch.cat([sizes for _, sizes, _ in source.batches(torch.arange(len(source)).split(512))]).cpu()
-    seen = [_moved(torch.tensor(b), s, crop, box_size) for b, s in zip(source.table["boxes"].to_pylist(), sizes)]
-    boxes = [found.clamp(0, box_size - 1) for found in seen]  # ends are included there
-    inside = torch.stack([_cover(found, box_size) for found in seen])  # [M, box_size, box_size]
-    figures = {"images": float(len(boxes)), "box_area": 100 * inside.mean().item()}
+    boxes, inside = true_objects(source, crop=crop, size=box_size)
+    figures = {"images": float(len(boxes)), **{name: 100 * cover.mean().item() for name, cover in inside.items()}}
+    objects = inside.get("mask_area", inside["box_area"])
     for name, trivial in trivial_accuracy(boxes, image_size=box_size).items():
         figures[f"{name.replace(' ', '_')}_maxbox"] = trivial["mean"]
     for prefix, net in (("", network), ("untrained_", untrained)):
@@ -255,8 +311,45 @@ def measure_localization(
             for level, value in max_box_accuracy(maps, boxes, image_size=box_size, progress=progress).items():
                 figures[f"{prefix}{name}_maxbox" + ("" if level == "mean" else f"_{100 * level:.0f}")] = value
             if name == "attention":
-                figures[f"{prefix}attention_mass"] = 100 * attention_mass(maps, inside).mean().item()
+                figures[f"{prefix}attention_mass"] = 100 * attention_mass(maps, objects).mean().item()
     return {name: round(value, 3) for name, value in figures.items()}
+
+
+def true_objects(source, *, crop: float = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Where the objects are in every image's centre view.
+
+    Args:
+        source: a ``lib.data.Stream`` of M images whose table has ``boxes``, ``mask`` or both. Without boxes, an object's box is
+            the extent of its number in the mask.
+        crop: as in ``localization_maps``.
+        size: pixels a side.
+
+    Returns:
+        M tensors [n_i, 4], the boxes, cut at the view's edges, ends included; and Float[M, size, size] in [0, 1], 1 on an
+        object: ``"box_area"`` inside the boxes and, where there are masks, ``"mask_area"`` inside these.
+
+    Raises:
+        ValueError: neither boxes nor masks, or a mask that is missing, damaged or not of its image's size, named.
+    """
+    columns = source.table.column_names
+    if not {"boxes", "mask"} & set(columns):
+        raise ValueError(f"source: got the columns {', '.join(columns)}, accepts boxes, mask or both")
+    sizes = torch.cat([sizes for _, sizes, _ in source.batches(torch.arange(len(source)).split(512))]).cpu()
+    inside, extents = {}, []
+    if "mask" in columns:
+        shown = []
+        for row, original in zip(source.table["mask"].to_pylist(), sizes.tolist()):
+            mask = read_mask(row)
+            if list(mask.shape) != original:
+                raise ValueError(f"{row['path']}: got a mask of {tuple(mask.shape)}, accepts {tuple(original)}, its image's size")
+            shown.append(_mask_in_view(mask > 0, crop, size))
+            extents.append(_extents(mask))
+        inside["mask_area"] = torch.stack(shown)
+    if "boxes" in columns:
+        extents = [torch.tensor(boxes) for boxes in source.table["boxes"].to_pylist()]
+    seen = [_moved(boxes, original, crop, size) for boxes, original in zip(extents, sizes)]
+    inside["box_area"] = torch.stack([_cover(boxes, size) for boxes in seen])
+    return [boxes.clamp(0, size - 1) for boxes in seen], inside
 
 
 def boxes_in_view(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
@@ -278,3 +371,20 @@ def _cover(boxes: Tensor, size: int) -> Tensor:
     x = (places > boxes[:, 0:1]) & (places < boxes[:, 2:3])  # [n, size]
     y = (places > boxes[:, 1:2]) & (places < boxes[:, 3:4])
     return (y[:, :, None] & x[:, None, :]).any(0).float()
+
+
+def _mask_in_view(mask: Tensor, crop: float, size: int) -> Tensor:
+    """Bool[H, W] of an image as the centre view shows it, Float[size, size]; a pixel takes what lies at its centre."""
+    side = min(mask.shape) * crop
+    places = (torch.arange(size) + 0.5) * (side / size)
+    rows, columns = (((length - side) / 2 + places).long() for length in mask.shape)
+    return mask[rows][:, columns].float()
+
+
+def _extents(mask: Tensor) -> Tensor:
+    """The box of each object of Long[H, W] (0 is background), Float[n, 4], x1 and y1 exclusive."""
+    boxes = []
+    for number in mask[mask > 0].unique():
+        y, x = (mask == number).nonzero(as_tuple=True)
+        boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    return torch.tensor(boxes, dtype=torch.float32).view(-1, 4)

@@ -3,12 +3,16 @@
 Source: Radenovic et al., "Revisiting Oxford and Paris: Large-Scale Image Retrieval Benchmarking", CVPR 2018, section 3.
 """
 
+from itertools import groupby, islice
+from typing import NamedTuple
+
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lib.data.views import center_view
+from lib.data.revisited import KINDS, Retrieval
+from lib.data.whole import fitted, whole_images
 
 # protocol -> (what counts as found, what is left out of the ranking)
 PROTOCOLS = {
@@ -16,8 +20,8 @@ PROTOCOLS = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-KINDS = ("easy", "hard", "junk")
 PRECISION_AT = (1, 5, 10)
+SCALES = (1.0, 2**-0.5, 0.5)
 
 
 def revisited_map(ranks: Tensor, ground_truth: list[dict], *, protocol: str = "easy") -> float:
@@ -106,29 +110,120 @@ def rank(queries: Tensor, database: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def descriptors(
-    network: nn.Module, source, *, size: int, multiple: int = 16, scales=(1.0, 2**-0.5, 0.5), batch_size: int = 64, progress: bool = False
-) -> Tensor:
-    """Multi-scale descriptors: the sum of the normalised pooled vectors of an image at several sizes, normalised.
+def whole_descriptors(
+    network: nn.Module, table: pa.Table, *, longest: int, patch_size: int, scales=SCALES, batch_size: int = 16, progress: bool = False
+) -> tuple[Tensor, list[int]]:
+    """Multi-scale descriptors of whole images: the sum of the normalised pooled vectors of an image at several sizes, normalised.
 
     Args:
         network: with ``features``; it is left in evaluation mode.
-        source: a ``lib.data.Bank`` or ``Stream`` of M images.
-        size: pixels a side at scale 1.
-        multiple: sides are rounded to multiples of it, the patch size.
-        scales: factors of the size.
-        batch_size: images at a time.
+        table: see ``lib.data.layouts``; of images with a ``box`` that part alone is seen.
+        longest: pixels of the longer side at scale 1.
+        patch_size: both sides are rounded down to multiples of it.
+        scales: factors of the size. An image is decoded at the largest, and the smaller views are made from that (bilinear).
+        batch_size: images at a time, of those that follow each other and have one size.
         progress: show a bar.
 
     Returns:
-        Float32[M, D] on the network's device.
+        Float32[n, D] on the network's device, and the n rows that could be read; of the others a warning says so.
+
+    Raises:
+        ValueError: no scale, or no image that could be read.
     """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales: got {scales}, accepts at least one factor above 0")
     network.eval()
-    device = next(network.parameters()).device
-    sides = [max(1, round(size * scale / multiple)) * multiple for scale in scales]
-    found = []
-    batches = torch.arange(len(source)).split(batch_size)
-    for images, sizes, _ in tqdm(source.batches(batches), "descriptors", len(batches), disable=not progress, mininterval=2):
-        vectors = [network.features(center_view(images, side, crop=1.0, sizes=sizes).to(device)).cls for side in sides]
-        found.append(F.normalize(sum(F.normalize(vector.float(), dim=1) for vector in vectors), dim=1))
-    return torch.cat(found)
+    sides = [max(1, round(longest * scale)) for scale in scales]
+    options = dict(longest=max(sides), multiple=patch_size, device=next(network.parameters()).device)
+    rows, found = [], []
+    for size, wholes in groupby(whole_images(table, title="descriptors" if progress else None, **options), key=lambda whole: whole.size):
+        while batch := list(islice(wholes, batch_size)):
+            largest = torch.cat([whole.view for whole in batch])  # [B, 3, h, w]
+            total = 0
+            for side in sides:
+                seen = fitted(size, longest=side, multiple=patch_size)
+                view = largest if side == max(sides) else F.interpolate(largest, size=seen, mode="bilinear")
+                total = total + F.normalize(network.features(view).cls.float(), dim=1)
+            rows += [whole.row for whole in batch]
+            found.append(F.normalize(total, dim=1))
+    if not found:
+        raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
+    return torch.cat(found), rows
+
+
+class Retrieved(NamedTuple):
+    """Answers of a network, of the images that could be read.
+
+    ranks: Long[n_db, n_q], for each query the images of the database from the nearest on; ground_truth: what it should have found,
+    in the same numbers; database: Long[n_db] and queries: Long[n_q], their rows in the tables.
+    """
+
+    ranks: Tensor
+    ground_truth: list[dict[str, list[int]]]
+    database: Tensor
+    queries: Tensor
+
+
+def retrieve(network: nn.Module, retrieval: Retrieval, **options) -> Retrieved:
+    """Rank a database for every query.
+
+    Args:
+        network, options: as of ``whole_descriptors``.
+        retrieval: see ``lib.data.revisited``. Images that cannot be read are left out of the ranking and of the ground truth.
+    """
+    database, kept = whole_descriptors(network, retrieval.database, **options)
+    queries, asked = whole_descriptors(network, retrieval.queries, **options)
+    number = {row: place for place, row in enumerate(kept)}
+    truth = [{kind: [number[row] for row in retrieval.ground_truth[query][kind] if row in number] for kind in KINDS} for query in asked]
+    return Retrieved(rank(queries, database).cpu(), truth, torch.tensor(kept), torch.tensor(asked))
+
+
+def revisited_figures(ranks: Tensor, ground_truth: list[dict]) -> dict[str, float]:
+    """Mean average precision and precision among the first images, in percent, under every protocol that has positives.
+
+    Args:
+        ranks, ground_truth: as of ``revisited_map``.
+
+    Returns:
+        ``easy_map``, ``easy_p1``, ``easy_p5``, ``easy_p10``, and the same of ``medium`` and ``hard``.
+
+    Raises:
+        ValueError: as of ``revisited_map``.
+    """
+    figures = {}
+    for protocol, (wanted, _) in PROTOCOLS.items():
+        if any(len(truth.get(kind, ())) for truth in ground_truth for kind in wanted):
+            figures[f"{protocol}_map"] = revisited_map(ranks, ground_truth, protocol=protocol)
+            precisions = revisited_precision(ranks, ground_truth, protocol=protocol)
+            figures |= {f"{protocol}_p{k}": precision for k, precision in precisions.items()}
+    if not figures:
+        raise ValueError(f"ground_truth: got {len(ground_truth)} queries without positives, accepts at least one with them")
+    return figures
+
+
+def retrieval_accuracy(
+    network: nn.Module, retrieval: Retrieval, *, longest: int, patch_size: int, scales=SCALES, progress: bool = False
+) -> dict[str, float]:
+    """``revisited_figures`` of a network.
+
+    Args:
+        network, longest, patch_size, scales, progress: as of ``whole_descriptors``.
+        retrieval: as of ``retrieve``.
+
+    Returns:
+        The figures, ``images`` and ``queries``, the numbers of those ranked and asked, and ``left_out``, how many more of both
+        could not be read.
+    """
+    found = retrieve(network, retrieval, longest=longest, patch_size=patch_size, scales=scales, progress=progress)
+    figures = revisited_figures(found.ranks, found.ground_truth)
+    images, queries = len(found.database), len(found.queries)
+    left_out = len(retrieval.database) + len(retrieval.queries) - images - queries
+    figures |= {"images": float(images), "queries": float(queries), "left_out": float(left_out)}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def measure_retrieval(network: nn.Module, untrained: nn.Module, retrieval: Retrieval, **options) -> dict[str, float]:
+    """``retrieval_accuracy`` of a network, and with ``untrained_`` before them the figures of the one from which it started."""
+    before = retrieval_accuracy(untrained, retrieval, **options)
+    figures = retrieval_accuracy(network, retrieval, **options)
+    return figures | {f"untrained_{name}": value for name, value in before.items() if name.startswith(tuple(PROTOCOLS))}

@@ -8,9 +8,11 @@ from safetensors.torch import save_file
 
 from lib import paths
 from lib.models import network_of
+from lib.results.figures import NAMES
 from lib.results.runs import Run
 
 FOLDER = paths.RECORDS / "checkpoints"
+METHODS = {"dino": "DINO", "ibot": "iBOT"}
 
 
 def save_checkpoint(name: str, run: Run) -> None:
@@ -44,6 +46,27 @@ def load_checkpoint(name: str, device="cpu") -> torch.nn.Module:
     encoder = network_of(config)
     encoder.load_state_dict(weights)
     return encoder.to(device).eval()
+
+
+def kept_networks(device="cpu") -> dict[str, torch.nn.Module]:
+    """The kept encoders by what they have learned, after networks of the same kinds that have learned nothing."""
+    networks, untrained = {}, {}
+    for name in reversed(checkpoint_names()):
+        network, config = load_checkpoint(name, device), _config(name)
+        pooling = "[CLS]" if config["pooling"] == "none" else NAMES[config["pooling"]]
+        if config["method"] == "supervised":
+            networks[f"supervised, {pooling}"] = network
+        else:
+            networks[f"{METHODS[config['method']]}, {NAMES.get(config['masking'], pooling)}"] = network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config["seed"])
+            untrained[f"untrained, {pooling}"] = network_of(config).to(device).eval()
+    return untrained | networks
+
+
+def _config(name: str) -> dict:
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as stream:
+        return json.loads(stream.metadata()["config"])
 
 
 def main() -> None:

@@ -9,9 +9,12 @@ import seaborn as sns
 import torch
 from IPython.display import Image as Display
 from IPython.display import Markdown
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from lib.data.revisited import Retrieval
+from lib.data.whole import read_image
+from lib.evaluation.retrieval import Retrieved
 from lib.results import papers
 from lib.results.verdicts import verdicts
 
@@ -93,6 +96,31 @@ def box_on(image: Image.Image, boxes: dict[str, list]) -> Tensor:
         for x0, y0, x1, y1 in found:
             draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=max(1, min(image.size) // 100))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def heat_map(single: Tensor, size: int) -> Image.Image:
+    """A map Float[h, w], not constant, resized (bicubic) to ``size`` pixels a side, in blues, before which boxes are seen."""
+    resized = torch.nn.functional.interpolate(single.float()[None, None], (size, size), mode="bicubic", align_corners=False)[0, 0]
+    levels = (resized - resized.min()) / (resized.max() - resized.min())
+    return Image.fromarray(sns.color_palette("mako", as_cmap=True)(levels.numpy(), bytes=True)[..., :3])
+
+
+def framed(image: Image.Image, colour: tuple[float, float, float]) -> Tensor:
+    """The image in a frame outside of it, uint8[3, H, W]."""
+    frame = ImageOps.expand(image, max(1, max(image.size) // 16), tuple(round(255 * part) for part in colour))
+    return torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+
+
+def neighbours(retrieval: Retrieval, answer: Retrieved, query: int, *, count: int = 5) -> list[Tensor]:
+    """A query and the ``count`` nearest images of the database, each uint8[3, H, W]; easy and hard ones are framed."""
+    truth, nearest = answer.ground_truth[query], answer.ranks[:count, query].tolist()
+    asked = retrieval.queries.slice(int(answer.queries[query]), 1).to_pylist()[0]
+    pictures = [framed(read_image(asked["image"], asked.get("box")), (1, 1, 1))]
+    for place in nearest:
+        right = place in truth["easy"] or place in truth["hard"]
+        picture = read_image(retrieval.database["image"][int(answer.database[place])].as_py())
+        pictures.append(framed(picture, PALETTE[2] if right else (1, 1, 1)))
+    return pictures
 
 
 def with_masks(image: Image.Image, masks: Tensor, *, strength: float = 0.55) -> Tensor:

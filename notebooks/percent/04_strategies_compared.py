@@ -97,6 +97,13 @@ comparison = beside_paper(evidence, published["imagenet_knn"])
 bars(comparison, title="k-NN accuracy by masking strategy", ylabel="top-1, %")
 comparison.rename(index=NAMES).round(1)
 
+# %% [markdown]
+# And a linear classifier on frozen features, the last four blocks' class tokens, as `python -m lib.measure linear` measures it.
+
+# %% tags=["nbval-ignore-output"]
+linear = spread(recorded("linear", method="ibot"), "masking", ("linear", "linear_best", "untrained_linear"))
+beside_paper(linear, published["imagenet_linear"], "linear").rename(index=NAMES).round(1)
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 

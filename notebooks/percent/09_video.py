@@ -55,20 +55,12 @@ for step, labels in enumerate(propagate_labels(frames, marked, (1, 6), topk=1)):
 # %%
 from lib import recipes
 from lib.data.loading import read_table
-from lib.models import create_model
-from lib.results.checkpoints import load_checkpoint
+from lib.results.checkpoints import kept_networks
 
 settings = recipes.measurement(scale, "video")
 table = read_table(settings.pop("data"), settings.pop("split"))
 settings["shortest"] = shortest or settings["shortest"]
-torch.manual_seed(0)
-networks = {
-    "untrained": create_model("vit_nano", img_size=64),
-    "iBOT, block masks": load_checkpoint("ibot_cpu-block"),
-    "iBOT, AttMask-High": load_checkpoint("ibot_cpu-attmask_high"),
-    "supervised, [CLS]": load_checkpoint("supervised_cpu-none"),
-    "supervised, SimPool": load_checkpoint("supervised_cpu-simpool"),
-}
+networks = kept_networks()
 print(f"{len(set(table['sequence'].to_pylist()))} videos, {len(table)} frames; {settings}")
 
 # %% [markdown]

@@ -123,6 +123,13 @@ evidence = spread(recorded("self_supervised"), "pooling")
 paper = published.vit_s_knn.rename({"baseline": "none"})
 beside_paper(evidence, paper).rename(index=names).round(1)
 
+# %% [markdown]
+# And a linear classifier on frozen features: the last four blocks' class tokens, or SimPool's vector.
+
+# %% tags=["nbval-ignore-output"]
+linear = spread(recorded("linear", method="dino"), "pooling", ("linear", "linear_best", "untrained_linear"))
+beside_paper(linear, published.vit_s_linear.rename({"baseline": "none"}), "linear").rename(index=names).round(1)
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 

@@ -66,25 +66,18 @@ image_grid({"degree": [(similar > 0).sum(1).view(grid)], "LOST's mask": [found.m
 # ## On images
 #
 # The networks are recorded ones, of one architecture (a Vision Transformer of width 128 and depth 4): with labels and [CLS], with
-# labels and SimPool, without labels (iBOT), and one that has learned nothing.
+# labels and SimPool, without labels (iBOT), and two that have learned nothing.
 
 # %%
 from lib import recipes
 from lib.data.loading import read_table
-from lib.models import create_model
-from lib.results.checkpoints import load_checkpoint
+from lib.results.checkpoints import kept_networks
 
 settings = recipes.measurement(scale, "discovery")
 table = read_table(settings.pop("data"), settings.pop("split"))
 table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
 table = table.slice(0, images or None)
-torch.manual_seed(0)
-networks = {
-    "untrained, [CLS]": create_model("vit_nano", img_size=64),
-    "supervised, [CLS]": load_checkpoint("supervised_cpu-none"),
-    "supervised, SimPool": load_checkpoint("supervised_cpu-simpool"),
-    "iBOT, [CLS]": load_checkpoint("ibot_cpu-attmask_high"),
-}
+networks = kept_networks()
 print(f"{len(table)} images, {sum(len(boxes) for boxes in table['boxes'].to_pylist())} boxes; {settings}")
 
 # %% [markdown]

@@ -102,7 +102,7 @@ for name, forward in {"as the algorithm says": Pooling.forward, "as it runs": Si
 # %% [markdown]
 # ## The step, timed
 #
-# A training step of ViT-S/16 on four images of 224 px, SimPool and the other alternately in one run: the median ratio of times, and the
+# A training step of ViT-S/16 on two images of 224 px, SimPool and the other alternately in one run: the median ratio of times, and the
 # ratio of peak memory. `python -m benchmarks simpool_cls simpool_gap` prints the same.
 
 # %% tags=["nbval-ignore-output"]
