@@ -65,6 +65,7 @@ def create_model(
         if mask_token:
             raise ValueError(f"mask_token: got True for {arch}, convolutional networks accept False")
         model = _convolutional(arch, pretrained, dict(num_classes=num_classes) | options)
+        model.to(memory_format=torch.channels_last)  # convolutions are up to 1.7 times faster so, on a CPU too
     model.pooling = None
     if method is not None:
         model.pooling = create_pooling(method, model.num_features, **(pooling_options or {}))

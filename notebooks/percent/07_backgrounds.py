@@ -27,8 +27,8 @@ import torch
 print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # smoke: networks trained live on scenes; small: recorded networks on Imagenette's boxed images
-seed: int = 0  # of the live runs
+scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: on Imagenette's boxed images under $COMPANION_DATA
+seed: int = 0  # of the choice of backgrounds
 
 # %% [markdown]
 # ## One image, eight ways
@@ -69,33 +69,24 @@ pd.Series({name: what for name, (_, what) in VARIANTS.items()}, name="what is se
 # %% [markdown]
 # ## Classifiers that have learned backgrounds
 #
-# In scenes the background tells the class half of the time, so there is something to be tempted by. Two live classifiers, with a class
-# token and with SimPool; at small scale the recorded ones, and linear probes on recorded iBOT networks.
+# The networks are recorded ones. On top of each, a linear classifier learns this scale's images with their own backgrounds, while the
+# network is frozen; the supervised networks answer by themselves where the classes are those that they were trained for. In scenes the
+# background is the class's own at least half of the time, so there is something to be tempted by.
 
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.backgrounds import background_accuracy
 from lib.evaluation.linear import probed
-from lib.results.checkpoints import load_checkpoint
-from lib.train import entry_for, load_encoder, run
+from lib.results.checkpoints import kept_networks
 
-view = dict(size=64, crop=1.0)
-if scale == "smoke":
-    view = dict(size=48, crop=1.0)
-    live = {pooling: run(entry_for(scale, "supervised"), pooling=pooling, seed=seed, progress=False) for pooling in ("none", "simpool")}
-    networks = {"supervised, [CLS]": load_encoder(live["none"]), "supervised, SimPool": load_encoder(live["simpool"])}
-else:
-    networks = {
-        "supervised, [CLS]": load_checkpoint("supervised_cpu-none"),
-        "supervised, SimPool": load_checkpoint("supervised_cpu-simpool"),
-    }
-
-# %% tags=["nbval-ignore-output"]
-fraction = 0.4 if scale == "smoke" else 1.0
-train = bank(settings["data"], settings["train"], settings["canvas"], fraction=fraction, progress=False)
+view = dict(size=48 if scale == "smoke" else 64, crop=1.0)
+train = bank(settings["data"], settings["train"], settings["canvas"], fraction=0.3 if scale == "smoke" else 1.0, progress=False)
 options = {key: settings[key] for key in ("lrs", "epochs", "batch_size")}
-frozen = {"iBOT, block masks": "ibot_cpu-block", "iBOT, AttMask-High": "ibot_cpu-attmask_high"}
-for name, checkpoint in frozen.items():
-    networks[name] = probed(load_checkpoint(checkpoint), train, source, blocks=settings["blocks"], **view, **options)
+networks = {}
+for name, network in kept_networks().items():
+    if name.startswith("supervised") and scale != "smoke":
+        networks[name] = network
+    elif name != "untrained, SimPool":
+        networks[name] = probed(network, train, source, blocks=settings["blocks"] if network.pooling is None else 1, **view, **options)
 
 # %% [markdown]
 # ## Accuracy on every variant
@@ -108,7 +99,7 @@ accuracies = pd.DataFrame({name: background_accuracy(network, pairs, **view) for
 accuracies.rename(columns={"background_gap": "MS - MR"}).round(1)
 
 # %% [markdown]
-# At smoke scale these networks have learned little or, without labels, on other images. Compare **OF**, the object alone, with **NF**, the
+# At smoke scale these networks come from photographs and have seen few scenes. Compare **OF**, the object alone, with **NF**, the
 # background alone: they name what is behind the object. On scenes that is worth 55%, as the background is right by itself in half of them
 # and by luck in a tenth of the rest.
 
@@ -118,7 +109,7 @@ import seaborn as sns
 
 long = accuracies[list(VARIANTS)].rename_axis("network").reset_index().melt("network", var_name="variant", value_name="accuracy, %")
 sns.barplot(long, x="variant", y="accuracy, %", hue="network").set_title("Accuracy with other backgrounds")
-plt.legend(fontsize=8, title=None)
+plt.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=8, frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -108,7 +108,9 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 
 long = scores.rename_axis("network").reset_index().melt("network", var_name="measure", value_name="percent")
-sns.barplot(long, y="network", x="percent", hue="measure").set_title("Video object segmentation")
+axis = sns.barplot(long, y="network", x="percent", hue="measure")
+axis.set_title("Video object segmentation")
+sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -154,6 +154,10 @@ image_grid(rows)
 pd.DataFrame(mass).rename_axis("epoch").round(1)
 
 # %% [markdown]
+# A share below the even one means that a network reads the class off what surrounds the object. In scenes it can: the background is the
+# class's own at least half of the time (notebook 07). Attention shows what a network uses, and that need not be the object.
+
+# %% [markdown]
 # ## As a number
 #
 # The share of the attention that falls into the objects' boxes, over all images with boxes and not the chosen ones; evenly spread

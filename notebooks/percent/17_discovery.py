@@ -120,7 +120,9 @@ corlocs.round(1)
 import seaborn as sns
 
 long = corlocs.rename_axis("network").reset_index().melt("network", var_name="method", value_name="CorLoc, %")
-sns.barplot(long, y="network", x="CorLoc, %", hue="method").set_title("Object discovery")
+axis = sns.barplot(long, y="network", x="CorLoc, %", hue="method")
+axis.set_title("Object discovery")
+sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
 plt.show()
 
 # %% [markdown]
