@@ -83,7 +83,7 @@ print(f"{len(table)} images, {sum(len(boxes) for boxes in table['boxes'].to_pyli
 # %% [markdown]
 # ## The talk's figure
 #
-# The first four images. White: the true boxes. The others: LOST and DINO-seg.
+# The first four images. White: the true boxes. Orange: LOST. Green: DINO-seg.
 
 # %% tags=["nbval-ignore-output"]
 from lib.data.whole import read_image
