@@ -28,6 +28,7 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 
 # %% tags=["parameters"]
 scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: on Imagenette's boxed images under $COMPANION_DATA
+count: int = 150  # how many images to take apart, from the first on; 0 takes all
 seed: int = 0  # of the choice of backgrounds
 
 # %% [markdown]
@@ -48,9 +49,9 @@ from lib.evaluation.backgrounds import VARIANTS, background_variants, known_obje
 
 settings = recipes.measurement(scale, "backgrounds")
 source = Stream(read_table(settings["data"], settings["split"]), settings["canvas"], "cpu")
-images, masks, boxes, labels = known_objects(source)
+images, masks, boxes, labels = (part[: count or None] for part in known_objects(source))
 variants = background_variants(images, masks, boxes, labels, num_classes=10, generator=torch.Generator().manual_seed(seed))
-print(f"{len(images)} of {len(source)} images have one object that covers at most 90% of them")
+print(f"{len(images)} of {len(source)} images, each with one object that covers at most 90% of it")
 
 # %% [markdown]
 # The talk's strip: the first image whose object covers between 15% and 40% of it.
