@@ -21,7 +21,7 @@ from lib.data.revisited import Retrieval, load_retrieval
 from lib.evaluation.backgrounds import measure_backgrounds
 from lib.evaluation.discovery import measure_discovery
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
-from lib.evaluation.knn import evaluate_knn
+from lib.evaluation.knn import evaluate_knn, measure_knn
 from lib.evaluation.linear import measure_linear
 from lib.evaluation.localization import measure_localization
 from lib.evaluation.retrieval import measure_retrieval
@@ -35,6 +35,7 @@ from lib.train import default_device, find_run, load_encoder, untrained_encoder
 # images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
 # name a split to train on, its images are a Bank. Where they name no split, the images are a Retrieval.
 MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
+    "knn": measure_knn,
     "linear": measure_linear,
     "backgrounds": measure_backgrounds,
     "localization": measure_localization,
@@ -85,7 +86,8 @@ def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tupl
         return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}
     table = read_table(data, split, root=root)
     if "train" in settings:
-        options = dict(fraction=found.config["fraction"], root=root, device=device, progress=progress)
+        fraction = found.config["fraction"] if data == found.config["data"] else 1.0
+        options = dict(fraction=fraction, root=root, device=device, progress=progress)
         settings["train"] = bank(data, settings["train"], settings["canvas"], **options)
     elif "boxes" in table.column_names:
         table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])

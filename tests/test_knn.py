@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib.data.bank import bank
 from lib.evaluation import knn
-from lib.evaluation.knn import few_example_accuracy, knn_predict
+from lib.evaluation.features import pooled_features
+from lib.evaluation.knn import evaluate_knn, few_example_accuracy, knn_predict, measure_knn
+from lib.models import create_model
 
 
 def literal_predict(train_x, train_y, test_x, k, temperature, num_classes):
@@ -256,3 +259,15 @@ X, Y, Q = torch.ones(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(2, 3)
 def test_bad_arguments_are_named(name, arguments):
     with pytest.raises(ValueError, match=f"^{name}: got .* accepts"):
         knn_predict(**dict(train_x=X, train_y=Y, test_x=Q, num_classes=3) | arguments)
+
+
+def test_a_measurement_votes_with_both_networks():
+    torch.manual_seed(0)
+    networks = [create_model("vit_nano", img_size=16, depth=1) for _ in range(2)]
+    train, test = bank("scenes", "train", 16, fraction=0.1, progress=False), bank("scenes", "validation", 16, fraction=0.1, progress=False)
+    found = measure_knn(*networks, test, train=train, size=16, crop=1.0, neighbours=[1, 5])
+    for prefix, network in zip(("", "untrained_"), networks):
+        seen = [pooled_features(network, source, size=16, crop=1.0) for source in (train, test)]
+        expected = evaluate_knn(*seen, neighbours=[1, 5], num_classes=10, few=True)
+        assert {"knn_1", "knn_5", "knn", "knn_nu1"} <= expected.keys()
+        assert {name: found[prefix + name] for name in expected} == pytest.approx(expected, abs=1e-3)

@@ -10,7 +10,7 @@ from lib.data.bank import Stream
 from lib.data.scenes import render, table
 from lib.data.views import View, center_view, normalise
 from lib.evaluation.features import pooled_features
-from lib.evaluation.linear import banked, linear_probe, viewed
+from lib.evaluation.linear import banked, linear_probe, measure_linear, viewed
 from lib.models import create_model
 
 STILL = View(16, (1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter_probability=0.0, grey=0.0)
@@ -428,3 +428,22 @@ def test_features_of_several_blocks_of_a_split(batch_size, blocks):
     with torch.no_grad():
         expected = [network.last_cls(center_view(image[None], 16), blocks)[0] for image in source.images]
     torch.testing.assert_close(x.clone(), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("crop_scale", [None, [0.3, 1.0]])
+def test_a_measurement_is_the_probe_of_both_networks(crop_scale):
+    torch.manual_seed(0)
+    networks = [create_model("vit_nano", img_size=16, depth=2) for _ in range(2)]
+    train, test = (
+        Bank((s := render(torch.arange(40), seed=seed, size=16)).images, torch.full((40, 2), 16), s.labels, "") for seed in (1, 2)
+    )
+    options = dict(lrs=[0.1, 0.5], epochs=3)
+    seen = dict(size=16, crop=1.0)
+    found = measure_linear(*networks, test, train=train, blocks=2, batch_size=16, crop_scale=crop_scale, **options, **seen)
+    for prefix, network in zip(("", "untrained_"), networks):
+        if crop_scale is None:
+            batches = banked(*pooled_features(network, train, blocks=2, **seen), batch_size=16)
+        else:
+            batches = viewed(network, train, MOVING, blocks=2, batch_size=16)
+        expected = linear_probe(batches, pooled_features(network, test, blocks=2, **seen), num_classes=10, **options)
+        assert {name: found[prefix + name] for name in expected} == pytest.approx(expected, abs=1e-3)

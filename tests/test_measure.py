@@ -437,7 +437,7 @@ def test_a_smoke_measurement_is_no_evidence(found):
 
 
 def test_unknown_measurements_are_refused(found):
-    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts linear, backgrounds, localization"):
+    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts knn, linear, backgrounds, localization"):
         small("segmentation", found)
 
 

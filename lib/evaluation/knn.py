@@ -5,7 +5,9 @@ Source: DINO section 4.2.1 (after Wu et al., CVPR 2018); few examples: AttMask s
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lib.evaluation.features import pooled_features
 
 FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples a class -> k
 DRAWS = 5  # disjoint draws of few examples
@@ -149,3 +151,23 @@ def evaluate_knn(
                 *train, *test, examples=examples, k=k, num_classes=num_classes, generator=generator
             )
     return figures
+
+
+def measure_knn(
+    network: nn.Module, untrained: nn.Module, source, *, train, size: int, crop: float, neighbours: list[int], progress: bool = False
+) -> dict[str, float]:
+    """``evaluate_knn`` with few examples too, of a network and, with ``untrained_`` before them, of the one from which it started.
+
+    Args:
+        network, untrained: the trained network and the one from which it started.
+        source, train: a ``lib.data.Bank`` or ``Stream`` to test and to vote.
+        size, crop: as of ``pooled_features``.
+        neighbours: the values of k.
+        progress: show bars.
+    """
+    figures = {}
+    for prefix, net in (("", network), ("untrained_", untrained)):
+        seen = [pooled_features(net, images, size=size, crop=crop, progress=progress) for images in (train, source)]
+        found = evaluate_knn(*seen, neighbours=neighbours, num_classes=int(train.labels.max()) + 1, few=True)
+        figures |= {prefix + name: value for name, value in found.items()}
+    return {name: round(value, 3) for name, value in figures.items()}

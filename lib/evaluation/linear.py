@@ -138,10 +138,10 @@ def measure_linear(
     lrs: list[float],
     epochs: int,
     batch_size: int,
+    crop_scale: list[float] | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
-    """``linear_probe`` on features of centre views, computed once, of a network and, with ``untrained_`` before them, of the one
-    from which it started.
+    """``linear_probe`` of a network and, with ``untrained_`` before them, of the one from which it started.
 
     Args:
         network, untrained: the trained network and the one from which it started.
@@ -149,12 +149,19 @@ def measure_linear(
         size, crop: as of ``pooled_features``.
         blocks: last blocks whose class tokens are joined; networks that pool otherwise give their vector.
         lrs, epochs, batch_size: as of ``linear_probe`` and ``banked``.
+        crop_scale: area of the random crops, flipped half of the time, on which to train, as the papers do; None trains on the
+            centre views, whose features are computed once.
         progress: show bars.
     """
     figures = {}
     for prefix, net in (("", network), ("untrained_", untrained)):
-        seen = dict(size=size, crop=crop, blocks=blocks if net.pooling is None else 1, progress=progress)
-        features = banked(*pooled_features(net, train, **seen), batch_size=batch_size)
+        joined = blocks if net.pooling is None else 1
+        seen = dict(size=size, crop=crop, blocks=joined, progress=progress)
+        if crop_scale is None:
+            features = banked(*pooled_features(net, train, **seen), batch_size=batch_size)
+        else:
+            view = View(size, tuple(crop_scale), jitter_probability=0.0, grey=0.0)
+            features = viewed(net, train, view, blocks=joined, batch_size=batch_size)
         options = dict(num_classes=int(train.labels.max()) + 1, lrs=lrs, epochs=epochs, progress=progress)
         figures |= {prefix + name: value for name, value in linear_probe(features, pooled_features(net, source, **seen), **options).items()}
     return {name: round(value, 3) for name, value in figures.items()}
