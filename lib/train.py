@@ -20,6 +20,9 @@ from lib.data import bank, card
 from lib.distillation.methods import Distillation, DistillationConfig
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
+from lib.evaluation.task import task_accuracy
+from lib.learning.contrastive import Contrastive, ContrastiveConfig
+from lib.learning.pretext import Colorization, ColorizationConfig, Jigsaw, JigsawConfig, Rotation, RotationConfig
 from lib.learning.supervised import Supervised, SupervisedConfig
 from lib.models import network_of
 from lib.results.runs import Run, open_run, records
@@ -30,7 +33,14 @@ METHODS: dict[str, tuple[type, type]] = {
     "dino": (DistillationConfig, Distillation),
     "ibot": (DistillationConfig, Distillation),
     "supervised": (SupervisedConfig, Supervised),
+    "rotation": (RotationConfig, Rotation),
+    "jigsaw": (JigsawConfig, Jigsaw),
+    "colorization": (ColorizationConfig, Colorization),
+    "contrastive": (ContrastiveConfig, Contrastive),
 }
+
+
+FIGURES = ("knn", "accuracy", "task")  # starts of the names of what is evaluated
 
 
 def find_run(entry: str, **overrides) -> Run:
@@ -148,13 +158,14 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
         features, labels, *logits = see(encoder, test, **view)
         seen = pooled_features(encoder, source, **view), (features, labels)
         figures = evaluate_knn(*seen, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
-        return figures | (accuracy(*logits, labels) if logits else {})
+        figures |= accuracy(*logits, labels) if logits else {}
+        return figures | (task_accuracy(learner, test, batch_size=config.batch_size) if learner.answers else {})
 
     if not train(learner, source, config, found.folder, budget=budget, evaluate=evaluate, progress=progress):
         return
     if first_process():
         curve = [line for line in read_log(found.folder) if "knn" in line]
-        before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(("knn", "accuracy"))} for line in (curve[0], curve[-1]))
+        before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(FIGURES)} for line in (curve[0], curve[-1]))
         figures = after | {f"untrained_{name}": value for name, value in before.items()}
         for name in {"knn", "accuracy"} & after.keys():
             figures[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in curve]

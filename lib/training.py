@@ -80,6 +80,8 @@ class Learner(nn.Module):
     """
 
     encoder: nn.Module  # the network to evaluate and to keep
+    answers: bool = False  # whether among the scalars are ``"right"`` and ``"guess"``: parts of the questions that it asks of the
+    # images, in [0, 1], answered right by the network, and by the best constant answer
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """With parameter groups that say under ``"decays"`` whether weight decay applies to them."""

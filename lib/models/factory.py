@@ -88,7 +88,7 @@ def network_of(config: Mapping, **options) -> Model:
     appendix).
     """
     pooling = None if config["pooling"] == "none" else config["pooling"]
-    pooled_first = config["method"] in ("dino", "ibot") and _is_vit(config["arch"]) and pooling not in (None, "cls")
+    pooled_first = config["method"] != "supervised" and _is_vit(config["arch"]) and pooling not in (None, "cls")
     details = dict(gamma=config["gamma"], beta=pooled_first) if pooling == "simpool" else None
     sizes = dict(img_size=config["train_size"], patch_size=config["patch_size"], num_classes=config.get("num_classes", 0))
     if config.get("depth"):
