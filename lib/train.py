@@ -17,7 +17,7 @@ from torch import nn
 
 from lib import recipes
 from lib.data import bank, card
-from lib.distillation.methods import Distillation, DistillationConfig
+from lib.distillation.methods import Distillation, DistillationConfig, MSTConfig
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
 from lib.evaluation.task import task_accuracy
@@ -32,6 +32,7 @@ from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, 
 METHODS: dict[str, tuple[type, type]] = {
     "dino": (DistillationConfig, Distillation),
     "ibot": (DistillationConfig, Distillation),
+    "mst": (MSTConfig, Distillation),
     "supervised": (SupervisedConfig, Supervised),
     "rotation": (RotationConfig, Rotation),
     "jigsaw": (JigsawConfig, Jigsaw),

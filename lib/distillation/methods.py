@@ -1,16 +1,17 @@
-"""DINO and iBOT, the latter with any masking strategy: one learner, one step."""
+"""DINO, MST and iBOT with any masking strategy: one learner, one step."""
 
 import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
 from lib.distillation.losses import DINOLoss, IBOTLoss
 from lib.distillation.schedules import cosine_schedule, linear_then_constant
-from lib.models import ProjectionHead, network_of
+from lib.models import ProjectionHead, RestorationDecoder, network_of
 from lib.training import Learner, TrainingConfig
 
 
@@ -18,7 +19,7 @@ from lib.training import Learner, TrainingConfig
 class DistillationConfig(TrainingConfig):
     """Keys of a recipe entry with ``method: dino`` or ``method: ibot``."""
 
-    masking: str  # a strategy of lib.masking.STRATEGIES; none for DINO
+    masking: str  # a strategy of lib.masking.STRATEGIES; DINO also accepts none, its own
     mask_ratio: list[float]  # bounds of the ratio r
     mask_probability: float  # that a global crop is masked at all
     share_ratio: bool  # one r a batch instead of one a crop
@@ -39,18 +40,29 @@ class DistillationConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = masking.STRATEGIES if self.method == "ibot" else ("none",)
+        choices = ("none",) * (self.method == "dino") + masking.STRATEGIES
         if self.masking not in choices:
             raise ValueError(f"masking: got {self.masking!r}, method {self.method} accepts {', '.join(choices)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MSTConfig(DistillationConfig):
+    """Keys of a recipe entry with ``method: mst``."""
+
+    decoder_dim: int  # width of the restoration decoder
+    restoration: float  # weight of its loss beside the [CLS] loss
+
+
 class Distillation(Learner):
-    """A student that learns the outputs of its own moving average on other views, and on patches hidden from it.
+    """A student that learns the outputs of its own moving average on other views.
+
+    With masks, patches of its global views are hidden from it. iBOT also learns the outputs for these patches. MST (Li et al., NeurIPS
+    2021, section 3.3) also restores the whole view from all tokens. DINO (Caron et al., ICCV 2021) has no masks of its own and learns
+    nothing more with them.
 
     Args:
         config: the recipe.
         steps: length of the training.
-        epochs: length of the training in epochs.
     """
 
     def __init__(self, config: DistillationConfig, steps: int):
@@ -58,7 +70,7 @@ class Distillation(Learner):
         self.config, self.steps_per_epoch = config, max(steps // config.epochs, 1)
         settings = vars(config)
         head = dict(hidden_dim=config.hidden_dim, bottleneck_dim=config.bottleneck_dim, norm_last_layer=config.norm_last_layer)
-        self.student = network_of(settings, mask_token=config.method == "ibot", drop_path_rate=config.drop_path)
+        self.student = network_of(settings, mask_token=config.masking != "none", drop_path_rate=config.drop_path)
         self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
         self.teacher = network_of(settings)
         self.teacher.load_state_dict({k: v for k, v in self.student.state_dict().items() if k != "masked_embed"})
@@ -70,6 +82,9 @@ class Distillation(Learner):
             self.loss = IBOTLoss(config.out_dim, patch_center_momentum=config.center_momentum, **loss)
         else:
             self.loss = DINOLoss(config.out_dim, **loss)
+        self.decoder = None
+        if config.method == "mst":
+            self.decoder = RestorationDecoder(self.student.embed_dim, config.decoder_dim, config.patch_size)
         self.momenta = cosine_schedule(config.momentum, 1.0, steps).tolist()
         self.temperatures = linear_then_constant(*config.teacher_temp, config.epochs, config.teacher_temp_epochs).tolist()
         self.global_views, self.local_views = multi_crop_recipe(
@@ -100,9 +115,13 @@ class Distillation(Learner):
         cls = [student.cls] if parts is None else [student.cls, self.student.features(parts).cls]
         student_cls = self.student_head(torch.cat(cls)).unflatten(0, (-1, batch))  # [V, B, K]
         agreement = (student_cls[:2].argmax(-1).flip(0) == (teacher_cls - self.loss.center).argmax(-1)).float().mean()
-        if masks is None:
+        if self.config.method != "ibot":
             loss = self.loss(student_cls, teacher_cls, temperature)
-            return {"loss": loss, "cls": loss.detach(), "agreement": agreement}
+            figures = {"cls": loss.detach(), "agreement": agreement}
+            if self.decoder is not None:
+                image = F.l1_loss(self.decoder(student.patches, student.grid), whole)
+                loss, figures["image"] = loss + self.config.restoration * image, image.detach()
+            return {"loss": loss, **figures}
 
         # Only masked tokens count in the loss, so only they reach the last layer. The center is the mean over all tokens of a
         # bias-free linear layer's outputs, which is that layer's output of the mean.

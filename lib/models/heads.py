@@ -1,4 +1,4 @@
-"""The projection head of DINO and iBOT."""
+"""The projection head of DINO and iBOT, and the decoder of MST."""
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +58,21 @@ class ProjectionHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float[..., D] -> logits Float[..., K]."""
         return self.last_layer(self.project(x))
+
+
+class RestorationDecoder(nn.Sequential):
+    """Patch tokens back to pixels: a 3x3 convolution over the grid, GELU, and a linear layer to the pixels of each patch.
+
+    Args:
+        dim: width D of the tokens.
+        hidden_dim: width of the convolution.
+        patch_size: pixels a side.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, patch_size: int):
+        pixels = nn.Conv2d(hidden_dim, 3 * patch_size**2, 1)
+        super().__init__(nn.Conv2d(dim, hidden_dim, 3, padding=1), nn.GELU(), pixels, nn.PixelShuffle(patch_size))
+
+    def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Float[B, N, D] on a grid (H, W) -> images Float[B, 3, H patch_size, W patch_size], normalised as the views are."""
+        return super().forward(patches.mT.unflatten(2, grid))
