@@ -84,7 +84,9 @@ class Learner(nn.Module):
     # images, in [0, 1], answered right by the network, and by the best constant answer
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """With parameter groups that say under ``"decays"`` whether weight decay applies to them."""
+        """With parameter groups that say under ``"decays"`` whether weight decay applies to them, and may say under ``"lr_scale"`` what
+        part of the learning rate does.
+        """
         return make_optimizer(self)
 
     def before_update(self, step: int) -> None:
@@ -173,7 +175,7 @@ def train(
             if config.clip > 0:
                 clip_each(parameters, config.clip)
             for group in optimizer.param_groups:
-                group["lr"] = rates[step]
+                group["lr"] = rates[step] * group.get("lr_scale", 1.0)
                 group["weight_decay"] = decays[step] if group["decays"] else 0.0
             optimizer.step()
             learner.after_update(step)

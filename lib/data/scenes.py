@@ -19,8 +19,9 @@ from torch import Tensor
 OUTLINES = ("disc", "square", "triangle", "star", "cross")
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)  # label = 2 * outline + texture
-SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3, "queries": 4, "database": 4}
+SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3, "queries": 4, "database": 4, "several_train": 5, "several_validation": 6}
 FRAMES = 8  # of a video
+SEVERAL, VISIBLE = 3, 32  # objects of a scene of the several_ splits; pixels of one that must be seen for it to count
 SIZE = 64  # pixels a side, unless asked otherwise
 CHUNK = 64  # scenes rendered at a time, so that intermediate images stay in the cache
 
@@ -103,12 +104,15 @@ def table(split: str, count: int) -> pa.Table:
 
     ``videos`` has ``count`` frames of videos of ``FRAMES`` frames and two objects each, with ``sequence``; its masks number the
     objects from 1. ``queries`` and ``database`` are the even and the odd scenes of pairs of one instance: image i of the database
-    is what query i should find, and those beyond the queries are what it should not.
+    is what query i should find, and those beyond the queries are what it should not. The ``several_`` splits have up to three objects
+    an image, with ``boxes`` and ``classes``, and a mask that numbers them from 1.
     """
     if split == "videos":
         return _video_table(count // FRAMES)
     if split in ("queries", "database"):
         return _pair_table(split, count)
+    if split.startswith("several_"):
+        return _several_table(split, count)
     scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split])
     return _table(
         image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
@@ -131,6 +135,19 @@ def _video_table(count: int) -> pa.Table:
     )
 
 
+def _several_table(split: str, count: int) -> pa.Table:
+    scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split], objects=SEVERAL)
+    counts = scenes.masks.sum((2, 3)) >= VISIBLE  # [n, k]
+    numbered = (scenes.masks * (counts * counts.cumsum(1))[..., None, None]).sum(1).byte()  # [n, S, S]
+    return _table(
+        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
+        filename=[f"{i:06d}.png" for i in range(count)],
+        boxes=[boxes[seen].tolist() for boxes, seen in zip(scenes.boxes, counts)],
+        classes=[classes[seen].tolist() for classes, seen in zip(scenes.classes, counts)],
+        mask=[_png(mask, i) for i, mask in enumerate(numbered)],
+    )
+
+
 def _pair_table(split: str, count: int) -> pa.Table:
     scenes = render(2 * torch.arange(count) + (split == "database"), seed=SPLIT_SEEDS[split], instances=True)
     truth = dict(easy=[[i] for i in range(count)], hard=[[]] * count, junk=[[]] * count) if split == "queries" else {}
@@ -145,7 +162,7 @@ def _pair_table(split: str, count: int) -> pa.Table:
 def _table(**columns: list) -> pa.Table:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     boxes = pa.list_(pa.list_(pa.float32()))
-    types = dict.fromkeys(("easy", "hard", "junk"), pa.list_(pa.int64()))
+    types = dict.fromkeys(("easy", "hard", "junk", "classes"), pa.list_(pa.int64()))
     types |= {"image": image, "mask": image, "label": pa.int64(), "filename": pa.string(), "sequence": pa.string(), "boxes": boxes}
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
 

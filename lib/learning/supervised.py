@@ -58,12 +58,13 @@ class Supervised(Learner):
     Args:
         config: the recipe.
         steps: length of the training.
+        student: the network to train; None makes that of the recipe.
     """
 
-    def __init__(self, config: SupervisedConfig, steps: int):
+    def __init__(self, config: SupervisedConfig, steps: int, student: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.student = network_of(vars(config), drop_path_rate=config.drop_path, drop_rate=config.dropout)
+        self.student = student or network_of(vars(config), drop_path_rate=config.drop_path, drop_rate=config.dropout)
         self.average = copy.deepcopy(self.student).requires_grad_(False) if config.ema else None
         self.view = View(
             config.train_size,

@@ -1,0 +1,137 @@
+"""Whole images with what is to be found in them: the objects, or the class of every pixel."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from lib.data.whole import fitted, read_image, read_mask
+
+AHEAD = 2  # batches read in advance
+VOID = 255  # of a pixel that counts nowhere
+
+
+class Things(NamedTuple):
+    """The objects of an image: boxes Float[n, 4] (x0, y0, x1, y1 in pixels), classes Long[n] from 0, masks Bool[n, h, w]."""
+
+    boxes: Tensor
+    classes: Tensor
+    masks: Tensor
+
+
+class Pictures:
+    """A source for ``lib.training.train`` whose images keep their aspect ratio, so that a batch is a list, with targets instead of labels.
+
+    Args:
+        table: see ``lib.data.annotated``.
+        device: where images and targets go.
+        longest, shortest: pixels of that side; the other one follows.
+    """
+
+    def __init__(self, table: pa.Table, device="cpu", *, longest: int | None = None, shortest: int | None = None):
+        fitted((1, 1), longest=longest, shortest=shortest)  # a wrong argument is found here
+        self.table, self.device, self.sides = table, device, dict(longest=longest, shortest=shortest)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], Tensor, list]]:
+        """For each index tensor: images uint8[3, h, w], the originals' sizes Int[B, 2], targets.
+
+        Raises:
+            ValueError: a damaged image or mask, named.
+        """
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            waiting = deque()
+            for chosen in indices:
+                waiting.append([pool.submit(self.read, row) for row in chosen.tolist()])
+                if len(waiting) > AHEAD:
+                    yield self._collect(waiting.popleft())
+            while waiting:
+                yield self._collect(waiting.popleft())
+
+    def read(self, row: int) -> tuple[Tensor, tuple[int, int], object]:
+        """An image uint8[3, h, w], the original's (height, width), and its target."""
+        picture = self.table.slice(row, 1).to_pylist()[0]
+        image = read_image(picture["image"])
+        size = (image.height, image.width)
+        height, width = fitted(size, **self.sides)
+        if (height, width) != size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.to(self.device), size, self.target(picture, size, (height, width))
+
+    def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]):
+        """What is to be found in an image of ``size`` that is resized to ``seen``."""
+        raise NotImplementedError
+
+    def _collect(self, futures: list) -> tuple[list[Tensor], Tensor, list]:
+        images, sizes, targets = zip(*(future.result() for future in futures))
+        return list(images), torch.tensor(sizes), list(targets)
+
+
+class ObjectPictures(Pictures):
+    """With ``Things``: of tables with ``boxes``, ``classes``, and ``polygons`` or a ``mask`` that numbers the objects from 1."""
+
+    def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]) -> Things:
+        boxes = torch.tensor(picture["boxes"], dtype=torch.float32).view(-1, 4)
+        if picture.get("polygons") is not None:
+            masks = torch.stack([_filled(outline, size) for outline in picture["polygons"]]) if len(boxes) else torch.zeros(0, *size)
+        else:
+            numbers = torch.arange(1, len(boxes) + 1).view(-1, 1, 1)
+            masks = read_mask(picture["mask"]) == numbers
+        scale = boxes.new_tensor([seen[1] / size[1], seen[0] / size[0]]).repeat(2)
+        things = Things(boxes * scale, torch.tensor(picture["classes"], dtype=torch.int64), _resized(masks, seen).bool())
+        return Things(*(part.to(self.device) for part in things))
+
+
+class PixelPictures(Pictures):
+    """With the class of every pixel, Long[h, w] of the original's size, ``VOID`` where it counts nowhere.
+
+    Of tables with ``mask``: its values are the classes, those above ``void`` one less; with ``classes`` too they are the numbers of objects,
+    and 0 is a class of its own, the background.
+
+    Args:
+        table, device, sides: as of ``Pictures``.
+        void: the value of pixels that count nowhere; -1 is none.
+        num_classes: how many classes there are.
+    """
+
+    def __init__(self, table: pa.Table, device="cpu", *, void: int, num_classes: int, **sides):
+        super().__init__(table, device, **sides)
+        self.void, self.num_classes = void, num_classes
+
+    def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]) -> Tensor:
+        values = read_mask(picture["mask"])
+        if picture.get("classes") is not None:
+            return torch.tensor([0, *(label + 1 for label in picture["classes"])])[values].to(self.device)
+        found = torch.where(values == self.void, VOID, values - (values > self.void).long() * (self.void >= 0))
+        if ((found >= self.num_classes) & (found != VOID)).any():
+            name = picture["mask"]["path"] or "mask without a name"
+            raise ValueError(f"{name}: holds the class {int(values.max())}, accepts {self.num_classes} classes besides {self.void}, void")
+        return found.to(self.device)
+
+
+def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """[n, H, W] -> [n, h, w], nearest."""
+    if tuple(masks.shape[1:]) == size or not len(masks):
+        return masks.new_zeros(0, *size) if not len(masks) else masks
+    return F.interpolate(masks[None].float(), size, mode="nearest-exact")[0]
+
+
+def _filled(polygons: list[list[float]], size: tuple[int, int]) -> Tensor:
+    """Bool[H, W]: the pixels within any of the polygons x, y, x, y, … whose centres the coordinates' integers are half a pixel off."""
+    canvas = Image.new("1", (size[1], size[0]))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        if len(polygon) >= 6:
+            draw.polygon([value - 0.5 for value in polygon], fill=1, outline=1)
+    return torch.from_numpy(np.array(canvas))

@@ -1,0 +1,207 @@
+"""Semantic segmentation by fine-tuning: UPerNet on a simple feature pyramid.
+
+Source: AttMask, appendix (ADE20K, after iBOT), with the UPerNet head (Xiao et al., ECCV 2018) of segmentation_models_pytorch, and ViTDet's pyramid
+where the papers have maps of four blocks.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from lib.data.pictures import VOID, PixelPictures
+from lib.data.views import normalise
+from lib.data.whole import Damage
+from lib.evaluation.finetune import layerwise_optimizer
+from lib.models.pyramid import SimplePyramid
+from lib.training import Learner, TrainingConfig, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(TrainingConfig):
+    """Keys of the measurement ``segmentation``. ``canvas`` is the images' shorter side, ``train_size`` that of the crops, ``eval_size`` that of
+    the sliding window.
+    """
+
+    num_classes: int
+    void: int  # value of the masks' pixels that count nowhere; -1 is none
+    layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
+    width: int  # channels of the pyramid and the head
+    resize: list[float]  # bounds of the factor by which training images are resized
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
+
+
+class Segmenter(nn.Module):
+    """Images Float[B, 3, h, w], normalised -> logits Float[B, C, h, w]. Sides are multiples of ``multiple``."""
+
+    def __init__(self, network: nn.Module, width: int, num_classes: int):
+        super().__init__()
+        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
+        self.pyramid = SimplePyramid(network, width)
+        self.multiple = self.pyramid.multiple
+        self.decoder = UPerNetDecoder([0, 0, *[width] * 4], encoder_depth=5, decoder_channels=width)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = list(self.pyramid(images).values())
+        logits = self.classifier(self.decoder([None, None, *maps]))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear")
+
+
+class Segmentation(Learner):
+    """A ``Segmenter`` that starts from a network.
+
+    Args:
+        config: the recipe.
+        network: any of ``create_model``'s; it is trained.
+    """
+
+    def __init__(self, config: SegmentationConfig, network: nn.Module):
+        super().__init__()
+        self.config, size = config, config.train_size
+        self.encoder = Segmenter(network, config.width, config.num_classes)
+        if size % self.encoder.multiple:
+            raise ValueError(f"train_size: got {size}, this network accepts multiples of {self.encoder.multiple}")
+        shortest = config.canvas * torch.tensor(config.resize)
+        # Draws come from torch's global generator, which the loop seeds for each step.
+        self.augment = v2.Compose(
+            [
+                v2.RandomResize(int(shortest[0]), int(shortest[1]) + 1),
+                v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Mask: VOID, "others": 0}),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(0.4, 0.4, 0.4),
+            ]
+        )
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        pyramid, decoder, classifier = self.encoder.pyramid, self.encoder.decoder, self.encoder.classifier
+        return layerwise_optimizer(pyramid.network, self.config.layer_decay, pyramid.levels, decoder, classifier)
+
+    def forward(
+        self, images: list[Tensor], sizes: Tensor, targets: list[Tensor], step: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over the pixels of a random crop of each image, without void."""
+        crops, wanted = [], []
+        for image, classes in zip(images, targets):
+            classes = F.interpolate(classes[None, None].float(), image.shape[-2:], mode="nearest-exact")[0].byte()
+            crop, mask = self.augment(tv_tensors.Image(image), tv_tensors.Mask(classes))
+            crops.append(crop)
+            wanted.append(mask[0])
+        logits = self.encoder(normalise(torch.stack(crops).float() / 255))
+        wanted = torch.stack(wanted).long()
+        loss = F.cross_entropy(logits, wanted, ignore_index=VOID, reduction="sum") / (wanted != VOID).sum().clamp(min=1)
+        return {"loss": loss}
+
+
+@torch.no_grad()
+def sliding_window(segmenter: nn.Module, image: Tensor, *, window: int, stride: int) -> Tensor:
+    """The mean of a segmenter's logits over windows that cover an image; the last ones end at its edges.
+
+    Args:
+        segmenter: Float[1, 3, window, window] -> Float[1, C, window, window].
+        image: Float[1, 3, h, w], normalised; a side shorter than the window is filled up with 0, the mean colour.
+        window: pixels a side.
+        stride: pixels from one window to the next, at most ``window``.
+
+    Returns:
+        Float[1, C, h, w].
+
+    Raises:
+        ValueError: a stride out of range.
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride: got {stride}, accepts 1 to {window}, the window")
+    height, width = image.shape[-2:]
+    image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
+    total = count = 0
+    for top in _starts(image.shape[-2], window, stride):
+        for left in _starts(image.shape[-1], window, stride):
+            edges = (left, image.shape[-1] - window - left, top, image.shape[-2] - window - top)
+            logits = segmenter(image[..., top : top + window, left : left + window])
+            total, count = total + F.pad(logits, edges), count + F.pad(torch.ones_like(logits[:, :1]), edges)
+    return (total / count)[..., :height, :width]
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    return [*range(0, length - window, stride), length - window]
+
+
+@torch.no_grad()
+def segment(segmenter: nn.Module, image: Tensor, size: tuple[int, int], *, window: int) -> Tensor:
+    """The class of every pixel, Long[H, W].
+
+    Args:
+        segmenter: in evaluation mode.
+        image: uint8[3, h, w].
+        size: (H, W) of the original, at which classes are told.
+        window: of ``sliding_window``, which moves by two thirds of it.
+    """
+    view = normalise(image[None].float() / 255)
+    logits = sliding_window(segmenter, view, window=window, stride=max(1, round(2 * window / 3)))
+    return F.interpolate(logits, size, mode="bilinear")[0].argmax(0)
+
+
+def mean_iou(segmenter: nn.Module, pictures: PixelPictures, *, window: int, progress: bool = False) -> dict[str, float]:
+    """Mean over classes of the intersection of predicted and true pixels over their union, both counted over the whole test set.
+
+    Args:
+        segmenter: it is left in evaluation mode.
+        pictures: the test set.
+        window: as of ``segment``.
+        progress: show a bar.
+
+    Returns:
+        ``miou`` over the classes that occur, predicted or true, and ``pixel_accuracy``, in percent; ``images``, and ``left_out``, images that
+        could not be read, each named by a ``Damage`` warning.
+    """
+    segmenter.eval()
+    classes = pictures.num_classes
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [true, predicted]
+    left_out = 0
+    for row in tqdm(range(len(pictures)), "segmentation", disable=not progress, mininterval=2):
+        try:
+            image, size, truth = pictures.read(row)
+        except ValueError as error:
+            warnings.warn(f"{error}; left out", Damage, stacklevel=2)
+            left_out += 1
+            continue
+        predicted, counts = segment(segmenter, image, size, window=window), truth != VOID
+        confusion += torch.bincount(truth[counts] * classes + predicted[counts], minlength=classes**2).view(classes, classes).cpu()
+    if not confusion.sum():
+        raise ValueError(f"pictures: got {len(pictures)} without a pixel that counts, accepts at least one")
+    shared = confusion.diag().double()
+    union = confusion.sum(0) + confusion.sum(1) - shared
+    figures = {"miou": 100 * (shared / union)[union > 0].mean().item(), "pixel_accuracy": 100 * (shared.sum() / confusion.sum()).item()}
+    return figures | {"images": float(len(pictures) - left_out), "left_out": float(left_out)}
+
+
+def train_segmenter(
+    network: nn.Module,
+    source: PixelPictures,
+    test: PixelPictures,
+    config: SegmentationConfig,
+    folder: str | Path,
+    *,
+    budget: float | None = None,
+    progress: bool = True,
+) -> dict[str, float] | None:
+    """Train a segmenter from a network's weights, and test it after the last epoch; arguments as of ``train_detector``.
+
+    Returns:
+        As ``mean_iou``; None when the budget ended first.
+    """
+    learner = Segmentation(config, network).to(next(network.parameters()).device)
+    if not train(learner, source, config, folder, budget=budget, progress=progress):
+        return None
+    return mean_iou(learner.encoder, test, window=config.eval_size, progress=progress)
