@@ -8,6 +8,7 @@ from lib.distillation.losses import DINOLoss
 from lib.evaluation import dino_seg, in9_class, lost, region_similarity, revisited_map
 from lib.evaluation.backgrounds import background_variants
 from lib.evaluation.localization import attention_mass, threshold_ious, trivial_accuracy
+from lib.learning.contrastive import info_nce
 from lib.masking import attention_mask
 from lib.models import create_model
 from lib.pooling import create_pooling, landscape, pooling_names
@@ -26,6 +27,22 @@ def check(answer, reference: Callable[[], bool]) -> None:
         print(f"not yet: {type(error).__name__}: {error}")
         return
     print("right" if right else "not yet")
+
+
+def average_distance(answer: float | None) -> None:
+    """01: places in which two random orders of nine things differ, on average."""
+
+    def right() -> bool:
+        generator = torch.Generator().manual_seed(0)
+        orders = torch.rand(4000, 9, generator=generator).argsort(1)
+        return abs(answer - (orders[::2] != orders[1::2]).sum(1).double().mean().item()) < 0.1
+
+    check(answer, right)
+
+
+def blind_contrast(answer: float | None, images: int) -> None:
+    """01: the contrastive loss in nats of an encoder that gives all views of a batch the same vector."""
+    check(answer, lambda: abs(answer - info_nce(torch.ones(images, 2), torch.ones(images, 2))[0].item()) < 1e-2)
 
 
 def expected_overlap(answer: float | None) -> None:
@@ -47,6 +64,23 @@ def middle_mask(answer: Callable | None) -> None:
             if not torch.equal(mask, wanted):
                 return False
         return True
+
+    check(answer, right)
+
+
+def hint_over_mst(answer: float | None) -> None:
+    """06: points of k-NN that iBOT with AttMask-Hint gains over MST, as published."""
+    published = paper_table("attmask", "full_imagenet").knn
+    check(answer, lambda: abs(answer - (published.ibot_attmask_hint - published.mst)) < 0.05)
+
+
+def hidden_attention(answer: Callable | None) -> None:
+    """06: the part of the attention that lies on the int(ratio * N) least attended patches."""
+
+    def right() -> bool:
+        attention = torch.rand(5, 36, generator=torch.Generator().manual_seed(0)) ** 4
+        lowest = attention.sort(1).values[:, : int(0.4 * 36)].sum(1) / attention.sum(1)
+        return torch.allclose(answer(attention, 0.4), lowest) and torch.allclose(answer(torch.ones(2, 20), 0.25), torch.tensor(0.25))
 
     check(answer, right)
 

@@ -21,6 +21,7 @@ from lib.data.bank import Stream, bank, table_fingerprint
 from lib.data.loading import read_table
 from lib.data.pictures import ObjectPictures, PixelPictures
 from lib.data.revisited import Retrieval, load_retrieval
+from lib.data.whole import readable
 from lib.evaluation.backgrounds import measure_backgrounds
 from lib.evaluation.detection import DetectionConfig, train_detector
 from lib.evaluation.discovery import measure_discovery
@@ -100,9 +101,10 @@ def measure(
             with found.lock():
                 _fine_tune(made, settings, root=root, device=device, budget=budget, progress=progress)
         else:
-            images, fingerprints = _images(found, settings, root=root, device=device, progress=progress)
+            images, fingerprints, left_out = _images(found, settings, root=root, device=device, progress=progress)
             networks = load_encoder(found, device), untrained_encoder(found, device)
             metrics = MEASUREMENTS[name](*networks, images, **settings, progress=progress)
+            metrics.setdefault("left_out", float(left_out))
             made.finish(metrics, data=fingerprints, device=device)
     if record and made.finished:
         made.record()
@@ -166,12 +168,14 @@ def _targets(config: TrainingConfig, *, root, device, progress: bool) -> tuple:
     return *pictures, dict(zip(("train", "test"), map(table_fingerprint, tables)))
 
 
-def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str]]:
-    """What a measurement looks at, and its fingerprints; the settings are left with what the measurement itself takes."""
+def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str], int]:
+    """What a measurement looks at, its fingerprints, and how many damaged images were left out; the settings are left with what the
+    measurement itself takes.
+    """
     data, split = settings.pop("data"), settings.pop("split", None)
     if split is None:
         retrieval = load_retrieval(data, root=root)
-        return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}
+        return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}, 0
     table = read_table(data, split, root=root)
     if "train" in settings:
         fraction = found.config["fraction"] if data == found.config["data"] else 1.0
@@ -180,10 +184,11 @@ def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tupl
     elif "boxes" in table.column_names:
         table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
     if "canvas" not in settings:
-        return table, {"test": table_fingerprint(table)}
-    images = Stream(table, settings.pop("canvas"), device)
+        return table, {"test": table_fingerprint(table)}, 0  # such measurements leave them out by themselves
+    kept = readable(table, progress=progress)
+    images = Stream(kept, settings.pop("canvas"), device)
     settings |= dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
-    return images, {"test": images.fingerprint}
+    return images, {"test": images.fingerprint}, len(table) - len(kept)
 
 
 def measure_released(name: str, file: str | Path, *, root: str | Path | None = None, device=None, progress: bool = True) -> pd.DataFrame:

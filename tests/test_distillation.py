@@ -1,13 +1,16 @@
+import itertools
 import math
 from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lib import masking, recipes
 from lib.data.views import make_views
 from lib.distillation import DINOLoss, IBOTLoss
 from lib.distillation.methods import Distillation
+from lib.models import RestorationDecoder
 from lib.train import configure
 
 SMALL = dict(
@@ -235,7 +238,164 @@ def test_the_last_layer_is_still_in_the_first_epochs(freeze_epochs, step, frozen
 # ---- configurations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry, strategy", [("smoke/dino", "block"), ("smoke/ibot", "none"), ("smoke/ibot", "high")])
+@pytest.mark.parametrize(
+    "entry, strategy",
+    [("smoke/dino", "high"), ("smoke/ibot", "none"), ("smoke/ibot", "high"), ("smoke/mst", "none"), ("smoke/mst", "high")],
+)
 def test_strategies_that_a_method_lacks_are_refused(entry, strategy):
     with pytest.raises(ValueError, match=f"^masking: got '{strategy}'.* accepts"):
         config(entry, masking=strategy)
+
+
+# ---- masks without a patch loss, and restoration ----------------------------------------------------------------------
+
+
+def shown_to(made, seed=2):
+    """((images, mask) of every call) of the student, of the teacher, and what the step returns."""
+    calls = {"student": [], "teacher": []}
+    for name, seen in calls.items():
+        network = getattr(made, name)
+
+        def watched(x, mask=None, *, seen=seen, features=network.features):
+            seen.append((x, mask))
+            return features(x, mask)
+
+        network.features = watched
+    return calls["student"], calls["teacher"], step_of(made, seed=seed)
+
+
+def literal_masked_step(made, temperature, seed=2):
+    """[CLS] loss and decoded views of a step, one view at a time, and the center after it."""
+    settings, g = made.config, seeded(seed)
+    pictures, sizes = images()
+    views = make_views(pictures, made.global_views + made.local_views, sizes=sizes, generator=g)
+    loss = DINOLoss(24, student_temp=settings.student_temp, center_momentum=settings.center_momentum)
+    loss.load_state_dict({name: b.clone() for name, b in made.loss.state_dict().items()})
+    with torch.no_grad():
+        targets = [made.teacher.features(view) for view in views[:2]]
+        teacher_cls = torch.stack([made.teacher_head(t.cls) for t in targets])
+    options = dict(ratio_range=settings.mask_ratio, probability=settings.mask_probability, share_ratio=settings.share_ratio, generator=g)
+    attention = torch.cat([t.attention for t in targets]).mean(1)
+    masks = masking.draw_masks(settings.masking, 2 * BATCH, targets[0].grid, attention=attention, **options).view(2, BATCH, -1)
+    hidden = [made.student.features(view, mask) for view, mask in zip(views, masks)]
+    vectors = [h.cls for h in hidden] + [made.student.features(view).cls for view in views[2:]]
+    return loss(torch.stack([made.student_head(x) for x in vectors]), teacher_cls, temperature), hidden, views[:2], masks, loss
+
+
+def literal_restored(decoder, patches, grid, size):
+    """A convolution over the grid, and the pixels of each patch as 3 planes of size x size, from its vector alone."""
+    vectors = decoder[1](decoder[0](patches.mT.unflatten(2, grid)))
+    image = torch.zeros(len(patches), 3, grid[0] * size, grid[1] * size)
+    for r, c in itertools.product(range(grid[0]), range(grid[1])):
+        pixels = F.linear(vectors[:, :, r, c], decoder[2].weight[:, :, 0, 0], decoder[2].bias).view(-1, 3, size, size)
+        image[:, :, r * size : (r + 1) * size, c * size : (c + 1) * size] = pixels
+    return image
+
+
+@pytest.mark.parametrize("restoration", [0.0, 0.6, 2])
+@pytest.mark.parametrize("strategy", ["attmask_low", "block"])
+def test_mst_learns_the_cls_and_all_pixels(strategy, restoration):
+    made = learner("smoke/mst", masking=strategy, restoration=restoration, patch_size=8)
+    cls, hidden, views, masks, loss = literal_masked_step(made, 0.07)
+    restored = torch.cat([literal_restored(made.decoder, h.patches, h.grid, 8) for h in hidden])
+    image = (restored - torch.cat(views)).abs().mean()
+    total = cls + restoration * image
+    trained = [*parameters_of_student(made), *made.decoder.parameters()]
+    gradients = torch.autograd.grad(total, trained, materialize_grads=True)
+    found = step_of(made, 7)
+    assert set(found) == {"loss", "cls", "image", "agreement"} and masks.any()
+    for name, value in {"loss": total, "cls": cls, "image": image}.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+    assert [name for name, value in found.items() if value.requires_grad] == ["loss"]
+    found["loss"].backward()
+    for parameter, gradient in zip(trained, gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5 * max(1.0, gradient.abs().max().item()))
+    torch.testing.assert_close(made.loss.center, loss.center)
+    assert any(p is made.decoder[0].weight for group in made.make_optimizer().param_groups for p in group["params"])
+
+
+@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+def test_dino_with_masks_learns_nothing_more(strategy):
+    made = learner("smoke/dino", masking=strategy)
+    cls, _, _, masks, _ = literal_masked_step(made, 0.04)
+    found = step_of(made)
+    assert set(found) == {"loss", "cls", "agreement"} and type(made.loss) is DINOLoss and made.decoder is None and masks.any()
+    assert found["loss"] == found["cls"]
+    torch.testing.assert_close(found["loss"], cls, rtol=1e-5, atol=1e-5)
+    found["loss"].backward()
+    assert made.student.masked_embed.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("entry", ["smoke/mst", "smoke/dino"])
+def test_only_the_students_global_views_are_masked(entry):
+    made = learner(entry, masking="attmask_low", mask_probability=1.0, mask_ratio=[0.25, 0.25])
+    student, teacher, _ = shown_to(made)
+    (whole, mask), (parts, none) = student
+    assert none is None and len(teacher) == 1 and teacher[0][1] is None and torch.equal(teacher[0][0], whole)
+    assert whole.shape == (2 * BATCH, 3, 32, 32) and parts.shape == (2 * BATCH, 3, 16, 16)
+    attention = made.teacher.features(whole).attention.mean(1)
+    assert torch.equal(mask, torch.zeros(2 * BATCH, 16, dtype=torch.bool).scatter_(1, attention.topk(4, largest=False).indices, True))
+
+
+def test_only_masks_bring_a_mask_embedding():
+    plain, masked = Distillation(config("smoke/dino"), STEPS), Distillation(config("smoke/dino", masking="block"), STEPS)
+    assert not any("masked_embed" in name for name in plain.state_dict())
+    assert [name for name in masked.state_dict() if "masked_embed" in name] == ["student.masked_embed"]
+    assert set(masked.state_dict()) - set(plain.state_dict()) == {"student.masked_embed"}
+    assert all(torch.equal(masked.state_dict()[name], value) for name, value in plain.state_dict().items() if "center" in name)
+
+
+@pytest.mark.parametrize("entry", ["smoke/mst", "smoke/dino"])
+def test_masks_of_no_patch_change_nothing(entry):
+    """A crop is not masked, or so little that no patch is."""
+    found = [step_of(learner(entry, masking="random", **o)) for o in (dict(mask_probability=0.0), dict(mask_ratio=[0.0, 0.05]))]
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("size, grid", [(4, (2, 3)), (8, (1, 2)), (1, (3, 3))])
+def test_the_decoder_puts_every_pixel_at_its_place(size, grid):
+    """A last layer of ten thousands for the channel, hundreds for the row and ones for the column, and the patch's own vector."""
+    decoder = RestorationDecoder(2, 1, size)
+    patches = torch.randn(2, grid[0] * grid[1], 2, generator=seeded())
+    with torch.no_grad():
+        for p in decoder.parameters():
+            p.zero_()
+        decoder[0].weight[0, 0, 1, 1] = 1  # the patch's own first feature
+        decoder[2].weight.fill_(0.5)
+        decoder[2].bias.copy_(torch.tensor([10000.0 * c + 100 * i + j for c in range(3) for i in range(size) for j in range(size)]))
+        found = decoder(patches, grid)
+    assert found.shape == (2, 3, grid[0] * size, grid[1] * size)
+    own = F.gelu(patches[..., 0]) / 2
+    for b, c, y, x in itertools.product(range(2), range(3), range(grid[0] * size), range(grid[1] * size)):
+        expected = 10000 * c + 100 * (y % size) + x % size + own[b, y // size * grid[1] + x // size].item()
+        assert found[b, c, y, x].item() == pytest.approx(expected, abs=5e-3)
+
+
+def test_the_decoder_sees_the_neighbours():
+    torch.manual_seed(0)
+    decoder, patches = RestorationDecoder(5, 6, 4), torch.randn(1, 20, 5, generator=seeded())
+    changed = patches.clone()
+    changed[0, 7] += 1  # row 1, column 2 of a grid of 4 x 5
+    moved = (decoder(patches, (4, 5)) != decoder(changed, (4, 5))).any(1)[0].unfold(0, 4, 4).unfold(1, 4, 4).flatten(2).any(2)
+    expected = torch.zeros(4, 5, dtype=torch.bool)
+    expected[0:3, 1:4] = True
+    assert torch.equal(moved, expected)
+
+
+def test_mst_keeps_its_decoder_and_the_teacher_as_the_encoder():
+    made = learner("smoke/mst")
+    assert made.encoder is made.teacher and not any("decoder" in name for name, _ in made.teacher.named_parameters())
+    assert {name for name in made.state_dict() if name.startswith("decoder.")} == {
+        f"decoder.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")
+    }
+    before = [p.clone() for p in made.decoder.parameters()]
+    made.after_update(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.decoder.parameters()))
+
+
+def test_mst_in_half_precision_restores_finite_images():
+    made = learner("smoke/mst")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step_of(made)
+    found["loss"].backward()
+    assert all(value.isfinite() for value in found.values()) and all(p.grad.isfinite().all() for p in made.decoder.parameters())

@@ -21,12 +21,18 @@ from lib.training import CHECKPOINT, load_checkpoint, read_log
 METHODS = ("rotation", "jigsaw", "colorization", "contrastive")
 TINY = dict(
     fraction=0.016, epochs=1, batch_size=8, canvas=32, train_size=16, eval_size=16, knn_epochs=0, knn_k=[1], checkpoint_steps=2, log_steps=1,
+    arch="vit_nano", patch_size=8, pooling="none", drop_path=0.0, crop_scale=[0.5, 1.0],
 )  # fmt: skip
-SMALL_TILES = dict(cell_size=12, tile_size=8)
+OWN = {
+    "rotation": {},
+    "jigsaw": dict(cell_size=12, tile_size=8, grey=0.3, permutations=8, hidden_dim=64),
+    "colorization": dict(cells=2, rebalancing=0.5),
+    "contrastive": dict(jitter=0.5, temperature=0.2, hidden_dim=64, out_dim=32),
+}
 
 
 def settings(method, **overrides):
-    return configure(recipes.entry(f"smoke/{method}"), TINY | (SMALL_TILES if method == "jigsaw" else {}) | overrides)
+    return configure(recipes.entry(f"smoke/{method}"), TINY | OWN[method] | overrides)
 
 
 def learner(method, **overrides):
@@ -149,7 +155,7 @@ def test_contrastive_compares_two_views_of_each_image():
     made, data = learner("contrastive"), photos(3)
     pixels, features, found = step_of(made, data.images, data.sizes)
     config = made.config
-    view = View(16, (0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5)
+    view = View(16, (0.5, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=0.5)
     assert torch.equal(pixels, torch.cat(make_views(data.images, [view] * 2, sizes=data.sizes, generator=seeded())))
     first, second = made.head(features.cls).chunk(2)
     expected = literal_info_nce(first, second, config.temperature)
@@ -199,8 +205,8 @@ def test_lab_has_finite_gradients():
     rgb = torch.tensor([0.0, 1e-9, 0.04045, 0.5, 1.0, -0.1]).view(1, 1, 1, 6).repeat(1, 3, 1, 1)
     rgb[0, 1:, 0, 4] = 0  # pure red
     rgb.requires_grad_()
-    rgb_to_lab(rgb).square().sum().backward()
-    assert rgb.grad.isfinite().all() and rgb.grad[..., 1:5].abs().sum(1).min() > 0
+    rgb_to_lab(rgb)[:, 0].sum().backward()
+    assert rgb.grad.isfinite().all() and (rgb.grad[..., :5] > 0).all()
 
 
 @pytest.mark.xfail(strict=True, reason="the einsum of rgb_to_lab is autocast: white gets a tint; needs torch.autocast(enabled=False)")
@@ -466,7 +472,7 @@ def test_images_of_one_colour_have_a_finite_loss():
     made = learner("colorization")
     for level in (0, 255, 128):
         found = step_of(made, torch.full((2, 3, 32, 32), level, dtype=torch.uint8))[2]
-        assert found["loss"].isfinite() and found["loss"] > 0 and found["guess"] == 1
+        assert found["loss"].isfinite() and found["loss"] > 0 and found["guess"].item() == pytest.approx(1)
 
 
 # ---- any network ------------------------------------------------------------------------------------------------------
@@ -540,7 +546,7 @@ def test_accuracy_on_the_task_needs_a_whole_batch(batch_size):
         ("contrastive", dict(temperature=0.0), "temperature: got 0.0, accepts a positive number"),
         ("contrastive", dict(temperature=-1), "temperature: got -1"),
         ("contrastive", dict(temperature=float("nan")), "temperature: got nan"),
-        ("rotation", dict(crop_scale=0.5), "crop_scale: got 0.5, accepts list"),
+        ("rotation", dict(crop_scale=0.5), "crop_scale: got 0.5, accepts a list"),
         ("rotation", dict(tile_size=8), "tile_size: unknown key"),
         ("contrastive", dict(knn_k=[]), "knn_k: got"),
     ],
@@ -554,16 +560,15 @@ def test_a_wrong_recipe_is_refused(method, overrides, message):
 
 
 def tiny(method, **more):
-    options = TINY | (SMALL_TILES if method == "jigsaw" else {}) | dict(drop_path=0.2)
-    return run(f"smoke/{method}", device="cpu", progress=False, **options | more)
+    return run(f"smoke/{method}", device="cpu", progress=False, **TINY | OWN[method] | dict(drop_path=0.2) | more)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_stops_at_every_step_ends_as_if_it_had_not(method, tmp_path, monkeypatch):
+def test_a_run_that_stops_ends_as_if_it_had_not(method, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "whole"))
     whole = tiny(method)
     assert whole.finished
-    metrics, weights, log = whole.metrics, whole.encoder_weights(), read_log(whole.folder)
+    whole_folder, metrics, weights, log = whole.folder, whole.metrics, whole.encoder_weights(), read_log(whole.folder)
     state = load_checkpoint(whole.folder / CHECKPOINT)["learner"]
     assert {"knn", "untrained_knn", "task", "task_guess", "untrained_task", "untrained_task_guess"} <= set(metrics)
     assert all(0 <= value <= 100 for name, value in metrics.items() if "task" in name)
@@ -574,11 +579,9 @@ def test_a_run_that_stops_at_every_step_ends_as_if_it_had_not(method, tmp_path, 
     assert all(torch.equal(value, state[f"student.{name}"]) for name, value in encoder.state_dict().items())
 
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "stopped"))
-    rounds = 0
-    while not (stopped := tiny(method, budget=0.0)).finished:
-        rounds += 1
-        assert rounds < 6
-    assert rounds == 3 and stopped.metrics == metrics
+    assert not tiny(method, budget=0.0).finished
+    stopped = tiny(method)
+    assert stopped.finished and stopped.folder != whole_folder and stopped.metrics == metrics
     assert all(torch.equal(value, weights[name]) for name, value in stopped.encoder_weights().items())
     found = load_checkpoint(find_run(stopped.entry, **stopped.config).folder / CHECKPOINT)["learner"]
     assert found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())
@@ -586,24 +589,21 @@ def test_a_run_that_stops_at_every_step_ends_as_if_it_had_not(method, tmp_path, 
 
 LEARNABLE = {
     "rotation": dict(crop_scale=[0.9, 1.0]),
-    "jigsaw": dict(crop_scale=[0.9, 1.0], grey=0.0, tile_size=8, cell_size=8, permutations=4),
+    "jigsaw": dict(crop_scale=[0.9, 1.0], grey=0.0, tile_size=8, cell_size=8, permutations=2),
     "colorization": dict(crop_scale=[0.9, 1.0]),
-    "contrastive": dict(jitter=0.2, crop_scale=[0.6, 1.0]),
+    "contrastive": dict(crop_scale=[0.9, 1.0], jitter=0.2),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_questions_about_a_few_images_can_be_learned(method):
     made, data = learner(method, **LEARNABLE[method]), bank("scenes", "train", 32, fraction=0.004, progress=False)
-    assert len(data) == 8
-    optimizer = torch.optim.AdamW(made.parameters(), lr=2e-3)
-    generator, answers = seeded(), []
-    for step in range(80):
+    optimizer, generator, lines = torch.optim.AdamW(made.parameters(), lr=7e-4), seeded(), []
+    for step in range(60):
         found = made(data.images, data.sizes, data.labels, step, generator)
         optimizer.zero_grad()
         found["loss"].backward()
         optimizer.step()
-        answers.append((found["right"].item(), found["guess"].item()))
-    right, guess = np.mean(answers[-10:], 0)
-    print(method, np.mean(answers[:5], 0), right, guess)
-    assert right > guess + 0.25
+        lines.append([found[name].item() for name in ("loss", "right", "guess")])
+    (before, *_), (after, right, guess) = np.mean(lines[:5], 0), np.mean(lines[-10:], 0)
+    assert len(data) == 8 and after < 0.9 * before and right > guess + 0.25

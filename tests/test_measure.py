@@ -21,6 +21,7 @@ from lib.data import Bank, card, scenes
 from lib.data.bank import Stream
 from lib.data.revisited import Retrieval
 from lib.data.views import center_view
+from lib.data.whole import Damage
 from lib.evaluation.localization import (
     boxes_in_view,
     localization_maps,
@@ -405,7 +406,8 @@ def small(name, found, **options):
 def test_a_measurement_is_of_the_trained_and_the_untrained_network(found):
     made = small("localization", found)
     view = dict(size=16, crop=0.75, box_size=224)
-    assert made.metrics == measure_localization(load_encoder(found), untrained_encoder(found), some_scenes(), **view)
+    measured = measure_localization(load_encoder(found), untrained_encoder(found), some_scenes(), **view)
+    assert made.metrics == measured | {"left_out": 0.0}
     assert made.metrics["images"] == SCENES and {"attention_mass", "untrained_attention_mass", "cam_maxbox"} <= set(made.metrics)
     result = made.result()
     assert result["entry"] == ENTRY and result["key"] == made.key and result["seconds"] is None and set(result["data"]) == {"test"}
@@ -437,14 +439,14 @@ def test_a_smoke_measurement_is_no_evidence(found):
 
 
 def test_unknown_measurements_are_refused(found):
-    with pytest.raises(ValueError, match="^name: got 'segmentation', accepts knn, linear, backgrounds, localization"):
-        small("segmentation", found)
+    with pytest.raises(ValueError, match="^name: got 'depth', accepts knn, linear, backgrounds, localization"):
+        small("depth", found)
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
 def test_every_scale_names_the_measurements_that_it_lacks(scale):
-    with pytest.raises(ValueError, match=f"^name: got 'segmentation', {scale} accepts"):
-        recipes.measurement(scale, "segmentation")
+    with pytest.raises(ValueError, match=f"^name: got 'depth', {scale} accepts"):
+        recipes.measurement(scale, "depth")
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
@@ -481,6 +483,24 @@ def test_a_run_killed_before_its_result_is_not_finished(found):
     (found.folder / "result.json").unlink()
     with pytest.raises(ValueError, match=f"^{found.folder}/result.json: not finished"):
         small("localization", found)
+
+
+@pytest.mark.parametrize("name", ["localization", "knn", "linear"])
+def test_damaged_images_are_named_counted_and_left_out(found, monkeypatch, name):
+    whole = scenes.table("validation", SCENES)
+    rows = whole.to_pylist()
+    rows[3]["image"]["bytes"] = rows[3]["image"]["bytes"][:200]
+    rows[5]["image"] = {"bytes": None, "path": "gone.png"}
+    damaged = pa.Table.from_pylist(rows, whole.schema)
+    monkeypatch.setattr("lib.measure.read_table", lambda *_, **__: damaged)
+    with pytest.warns(Damage) as warned:
+        made = small(name, found)
+    assert made.metrics["left_out"] == 2 and made.metrics.get("images", SCENES - 2) == SCENES - 2
+    assert {str(w.message).partition(":")[0] for w in warned if w.category is Damage} == {"000003.png", "gone.png"}
+    monkeypatch.setattr("lib.measure.read_table", lambda *_, **__: damaged.take([3, 5]))
+    made.file.unlink()
+    with pytest.raises(ValueError, match="^table: got 2 images, none of which could be read"), pytest.warns(Damage):
+        small(name, found)
 
 
 def test_a_damaged_measurement_is_named(found):

@@ -57,7 +57,7 @@ def smoke(**settings) -> recipes.Entry:
         ({"mask_ratio": 0.3}, "mask_ratio: got 0.3, accepts a list"),
         ({"batch_size": 0}, "batch_size"),
         ({"masking": "none"}, "masking: got 'none', method ibot accepts"),
-        ({"method": "dino"}, "masking: got 'attmask_high', method dino accepts none"),
+        ({"method": "dino", "masking": "most"}, "masking: got 'most', method dino accepts none, block"),
     ],
 )
 def test_a_wrong_override_is_named(overrides, message):
@@ -171,6 +171,7 @@ PUBLISHED = {  # and the rate itself, which is the entry's at its batch size
     "paper/ibot_fraction": (ATTMASK | dict(method="ibot", fraction=0.2, out_dim=8192, momentum=0.99, local_crops=6), 5e-4 * 240 / 256),
     "paper/ibot_100pct": (ATTMASK | dict(method="ibot", fraction=1.0, out_dim=8192, momentum=0.996, local_crops=10), 5e-4 * 240 / 256),
     "paper/dino_100pct": (ATTMASK | DINO | dict(local_crops=10), 5e-4 * 240 / 256),
+    "paper/mst_100pct": (ATTMASK | DINO | dict(method="mst", masking="attmask_low", local_crops=10), 5e-4 * 240 / 256),
     "paper/benchmark": (dict(arch="resnet18", fraction=0.2, gamma=2.0, splits=0), 0.4),
     "paper/supervised_resnet50": (RESNET, 0.4),
     "paper/supervised_convnext_s": (CONVNEXT, 1e-3),

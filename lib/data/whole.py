@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lib.data.views import normalise
 
 AHEAD = 8  # images decoded in advance
+CHECKED = 32  # pixels a side at least, of an image that is decoded to see whether it can be
 
 
 class Whole(NamedTuple):
@@ -71,6 +72,42 @@ def whole_images(
                         warnings.warn(f"{error}; left out", Damage, stacklevel=2)
                         continue
                     yield Whole(number, as_view(pixels).to(device), size)
+
+
+def readable(table: pa.Table, *, progress: bool = False) -> pa.Table:
+    """The rows whose image, and mask where there are masks, can be read; of the others a ``Damage`` warning says why not.
+
+    To be asked before a long evaluation, of which a damaged file shall neither be the end nor go unnoticed.
+
+    Args:
+        table: see ``lib.data.layouts``.
+        progress: show a bar.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    columns = [name for name in ("image", "mask") if name in table.column_names]
+
+    def complaint(row: int) -> ValueError | None:
+        try:
+            for column in columns:
+                with _opened(table[column][row].as_py(), side=CHECKED):
+                    pass
+        except ValueError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        rows = tqdm(
+            pool.map(complaint, range(len(table))), "checking images", len(table), disable=not progress, mininterval=2, unit="image"
+        )
+        complaints = list(rows)
+    for error in filter(None, complaints):
+        warnings.warn(f"{error}; left out", Damage, stacklevel=2)
+    kept = table.filter(pa.array([error is None for error in complaints], pa.bool_()))
+    if not len(kept):
+        raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
+    return kept
 
 
 def as_view(pixels: np.ndarray) -> Tensor:
@@ -128,16 +165,18 @@ def read_image(row: dict, box: list[float] | None = None) -> Image.Image:
 
 
 class _opened:
-    """``Image.open`` whose errors name the file."""
+    """``Image.open`` whose errors name the file; with ``side``, a JPEG is decoded at a fraction of its size, at least so many pixels."""
 
-    def __init__(self, row: dict):
-        self.row = row
+    def __init__(self, row: dict, side: int | None = None):
+        self.row, self.side = row, side
 
     def __enter__(self) -> Image.Image:
         try:
             self.image = Image.open(
                 self.row["path"] if self.row["path"] and not self.row["bytes"] else io.BytesIO(self.row["bytes"] or b"")
             )
+            if self.side is not None:
+                self.image.draft(None, (self.side, self.side))
             self.image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.row['path'] or 'image without a name'}: damaged or not an image ({error})") from error

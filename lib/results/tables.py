@@ -52,6 +52,30 @@ def beside_paper(evidence: pd.DataFrame, published: pd.Series, metric: str = "kn
     return table
 
 
+def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
+    """What recorded runs are worth: means over seeds of k-NN and of the linear probe, beside the untrained network's, and of the accuracy on a
+    learner's own task, in percent; a row a setting and masking strategy. ``table`` is from ``recorded``.
+    """
+    if table.empty:
+        return pd.DataFrame()
+    metrics = ["task", "task_guess", "knn", "untrained_knn", "linear", "untrained_linear"]
+    table = table.merge(
+        recorded("linear")[["setting", "masking", "seed", "linear", "untrained_linear"]], how="left", on=["setting", "masking", "seed"]
+    )
+    grouped = (
+        table.reindex(columns=[*table, *(m for m in metrics if m not in table)])
+        .fillna({"masking": "none"})
+        .groupby(["setting", "masking"], sort=False)
+    )
+    return (
+        grouped[metrics]
+        .mean()
+        .assign(runs=grouped.size())
+        .dropna(axis=1, how="all")
+        .rename(index=lambda name: {"none": ""}.get(name, name))
+    )
+
+
 def recorded_curves(experiment: str, field: str, values: list[str], metric: str = "knn") -> pd.DataFrame:
     """A recorded metric over the epochs, for some values of a field: ``setting``, the field, ``seed, epoch`` and the metric in percent."""
     table = recorded(experiment)

@@ -1,0 +1,33 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Solutions to 06 · DINO, MST, iBOT, AttMask
+#
+# **1.** 72.8 against 72.1.
+
+# %%
+from lib import exercises
+
+exercises.hint_over_mst(0.7)
+
+# %% [markdown]
+# **2.** Evenly spread, they hold their share of the patches, $\lfloor rN \rfloor / N$; if one patch has it all, nothing. That is why MST's student still
+# sees the object.
+
+# %%
+from lib.masking import attention_mask
+
+
+def hidden_attention(attention, ratio):
+    """Float[B, N], float -> Float[B]: what part of the attention MST's masks hide."""
+    hidden = attention_mask(attention, ratio, strategy="low")
+    return (attention * hidden).sum(1) / attention.sum(1)
+
+
+exercises.hidden_attention(hidden_attention)
