@@ -7,7 +7,9 @@ import torch
 from lib.distillation.losses import DINOLoss
 from lib.evaluation import dino_seg, in9_class, lost, region_similarity, revisited_map
 from lib.evaluation.backgrounds import background_variants
+from lib.evaluation.finetune import layerwise_optimizer
 from lib.evaluation.localization import attention_mass, threshold_ious, trivial_accuracy
+from lib.evaluation.segmentation import sliding_window
 from lib.learning.contrastive import info_nce
 from lib.masking import attention_mask
 from lib.models import create_model
@@ -222,6 +224,27 @@ def random_ranking(answer: float | None) -> None:
 def farthest_move(answer: int | None) -> None:
     """09: pixels from the farthest patch of the window."""
     check(answer, lambda: answer == 12 * 16)
+
+
+def windows(answer: int | None) -> None:
+    """10: windows of 512 pixels, moved by 341, that cover 512 x 683 pixels."""
+
+    def right() -> bool:
+        seen = []
+        sliding_window(lambda view: seen.append(view) or view, torch.zeros(1, 3, 512, 683), window=512, stride=341)
+        return answer == len(seen)
+
+    check(answer, right)
+
+
+def lowest_rate(answer: float | None) -> None:
+    """10: the part of the peak rate at which the patch embedding of a ViT of twelve blocks learns under a layer decay of 0.8."""
+
+    def right() -> bool:
+        groups = layerwise_optimizer(create_model("vit_nano", depth=12), 0.8, torch.nn.Linear(2, 2)).param_groups
+        return abs(answer / min(group["lr_scale"] for group in groups) - 1) < 0.02
+
+    check(answer, right)
 
 
 def moved_square(answer: float | None) -> None:

@@ -23,21 +23,21 @@ from lib.data.pictures import ObjectPictures, PixelPictures
 from lib.data.revisited import Retrieval, load_retrieval
 from lib.data.whole import readable
 from lib.evaluation.backgrounds import measure_backgrounds
-from lib.evaluation.detection import DetectionConfig, train_detector
+from lib.evaluation.detection import Detection, DetectionConfig, train_detector
 from lib.evaluation.discovery import measure_discovery
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
-from lib.evaluation.finetune import FineTuneConfig, fine_tune
+from lib.evaluation.finetune import FineTuneConfig, FineTuning, fine_tune
 from lib.evaluation.knn import evaluate_knn, measure_knn
 from lib.evaluation.linear import measure_linear
 from lib.evaluation.localization import measure_localization
 from lib.evaluation.retrieval import measure_retrieval
-from lib.evaluation.segmentation import SegmentationConfig, train_segmenter
+from lib.evaluation.segmentation import Segmentation, SegmentationConfig, train_segmenter
 from lib.evaluation.video import measure_video
 from lib.models import load_released, network_of
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
-from lib.training import TrainingConfig
+from lib.training import CHECKPOINT, Learner, TrainingConfig, load_checkpoint, seeded
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
 # images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
@@ -52,12 +52,12 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "video": measure_video,
 }
 
-# Measurement that trains all of a network -> its configuration, and a function of (network, images to train and to test on,
-# configuration, folder) giving metrics, or None when its budget ended first.
-FINE_TUNED: dict[str, tuple[type[TrainingConfig], Callable[..., dict[str, float] | None]]] = {
-    "finetune": (FineTuneConfig, fine_tune),
-    "detection": (DetectionConfig, train_detector),
-    "segmentation": (SegmentationConfig, train_segmenter),
+# Measurement that trains all of a network -> its configuration, its learner, made from (configuration, network), and a function of
+# (network, images to train and to test on, configuration, folder) giving metrics, or None when its budget ended first.
+FINE_TUNED: dict[str, tuple[type[TrainingConfig], type[Learner], Callable[..., dict[str, float] | None]]] = {
+    "finetune": (FineTuneConfig, FineTuning, fine_tune),
+    "detection": (DetectionConfig, Detection, train_detector),
+    "segmentation": (SegmentationConfig, Segmentation, train_segmenter),
 }
 CLASSIFIERS = ("head.weight", "head.bias", "head.fc.", "fc.")  # starts of the names of a classifier's weights
 FROM_RUN = ("method", "seed", "arch", "patch_size", "pooling", "gamma")  # keys of the configuration that the run has set
@@ -114,13 +114,11 @@ def measure(
 def _fine_tune(made: Measurement, settings: dict, *, root, device, budget: float | None, progress: bool) -> None:
     """Finish a measurement of ``FINE_TUNED``, or stop at the budget: the run's network and its untrained twin are trained alike."""
     started, found = time.monotonic(), made.run
-    kind, function = FINE_TUNED[made.experiment]
-    chosen = recipes.Entry(found.scale, made.experiment, "", "", settings | {key: found.config[key] for key in FROM_RUN})
-    config = recipes.configure(chosen, kind, {})
+    config, function = _configure(made, settings), FINE_TUNED[made.experiment][2]
     source, test, fingerprints = _targets(config, root=root, device=device, progress=progress)
     figures = {}
     for prefix, encoder in (("", load_encoder), ("untrained_", untrained_encoder)):
-        folder = found.folder / f"{made.experiment}-{made.key}" / (prefix.strip("_") or "trained")
+        folder = _folder(made, untrained=bool(prefix))
         network = starting_from(encoder(found), found.config, config).to(device)
         left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
         metrics = function(network, source, test, config, folder, budget=left, progress=progress)
@@ -128,6 +126,39 @@ def _fine_tune(made: Measurement, settings: dict, *, root, device, budget: float
             return
         figures |= {prefix + name: round(value, 3) for name, value in metrics.items() if not (prefix and name in ("images", "left_out"))}
     made.finish(figures, data=fingerprints, device=device, seconds=time.monotonic() - started)
+
+
+def load_tuned(made: Measurement, *, untrained: bool = False, device="cpu") -> torch.nn.Module:
+    """The classifier, detector or segmenter of a finished measurement of ``FINE_TUNED``, in evaluation mode.
+
+    Args:
+        made: the measurement.
+        untrained: the one that started from the untrained network.
+        device: where it lies.
+
+    Raises:
+        ValueError: it is not finished, or its checkpoint is damaged.
+    """
+    made.result()
+    config = _configure(made, recipes.measurement(made.scale, made.experiment))
+    learner = FINE_TUNED[made.experiment][1](config, starting_from(untrained_encoder(made.run), made.run.config, config))
+    learner.load_state_dict(load_checkpoint(_folder(made, untrained=untrained) / CHECKPOINT)["learner"])
+    return learner.encoder.to(device).eval()
+
+
+def tested_on(made: Measurement, *, root: str | Path | None = None, device="cpu"):
+    """The images on which a measurement of ``FINE_TUNED`` is tested: a ``lib.data.Bank`` or ``Stream``, or ``lib.data.pictures``."""
+    config = _configure(made, recipes.measurement(made.scale, made.experiment))
+    return _targets(config, root=root, device=device, progress=False)[1]
+
+
+def _configure(made: Measurement, settings: dict) -> TrainingConfig:
+    settings = settings | {key: made.run.config[key] for key in FROM_RUN}
+    return recipes.configure(recipes.Entry(made.scale, made.experiment, "", "", settings), FINE_TUNED[made.experiment][0], {})
+
+
+def _folder(made: Measurement, *, untrained: bool) -> Path:
+    return made.run.folder / f"{made.experiment}-{made.key}" / ("untrained" if untrained else "trained")
 
 
 def starting_from(encoder: torch.nn.Module, learned: dict, config: TrainingConfig) -> torch.nn.Module:
@@ -140,8 +171,7 @@ def starting_from(encoder: torch.nn.Module, learned: dict, config: TrainingConfi
     """
     options = dict(drop_rate=config.dropout) if isinstance(config, FineTuneConfig) else {}
     classes = config.num_classes if isinstance(config, FineTuneConfig) else 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         network = network_of(learned | {"num_classes": classes}, drop_path_rate=config.drop_path, **options)
     weights = {name: value for name, value in encoder.state_dict().items() if not name.startswith(CLASSIFIERS)}
     missing, unexpected = network.load_state_dict(weights, strict=False)

@@ -26,7 +26,7 @@ from lib.learning.pretext import Colorization, ColorizationConfig, Jigsaw, Jigsa
 from lib.learning.supervised import Supervised, SupervisedConfig
 from lib.models import network_of
 from lib.results.runs import Run, open_run, records
-from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, train, training_steps, wait_for_all
+from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, seeded, train, training_steps, wait_for_all
 
 # method -> (its configuration, its learner); a learner is made from (configuration, steps)
 METHODS: dict[str, tuple[type, type]] = {
@@ -134,8 +134,7 @@ def load_encoder(found: Run, device="cpu") -> nn.Module:
 
 def build(config: TrainingConfig, steps: int, device) -> nn.Module:
     """A run's learner at its start, the same for the same seed on every machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         return METHODS[config.method][1](config, steps).to(device)
 
 

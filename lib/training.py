@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -226,6 +226,14 @@ def training_steps(source, config: TrainingConfig) -> tuple[int, int]:
     if steps_per_epoch == 0:
         raise ValueError(f"batch_size: got {config.batch_size}, {config.data} accepts at most {len(source)}, its number of images")
     return steps_per_epoch, steps_per_epoch * config.epochs
+
+
+@contextmanager
+def seeded(seed: int):
+    """Torch's global generator starts from a seed within, and goes on outside as if nothing had been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> torch.Generator:

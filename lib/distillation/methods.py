@@ -138,15 +138,16 @@ class Distillation(Learner):
 
     def draw_masks(self, target, generator: torch.Generator) -> Tensor:
         """Bool[2B, N] for the global crops, from the teacher's ``Features`` of them."""
-        if target.attention is None:
+        attends = masking.needs_attention(self.config.masking)
+        if attends and target.attention is None:
             raise ValueError(
-                f"pooling: got {self.config.pooling!r}, which has no attention; masks accept none, cls or simpool among others"
+                f"pooling: got {self.config.pooling!r}, which has no attention; AttMask accepts none, cls or simpool among others"
             )
         return masking.draw_masks(
             self.config.masking,
             len(target.patches),
             target.grid,
-            attention=target.attention.float().mean(1),
+            attention=target.attention.float().mean(1) if attends else None,
             ratio_range=tuple(self.config.mask_ratio),
             probability=self.config.mask_probability,
             share_ratio=self.config.share_ratio,

@@ -22,7 +22,7 @@ from lib.data.views import MEAN, STD
 from lib.data.whole import Damage
 from lib.evaluation.finetune import layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig, train
+from lib.training import Learner, TrainingConfig, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,8 @@ def train_detector(
     Returns:
         As ``average_precision``; None when the budget ended first.
     """
-    learner = Detection(config, network).to(next(network.parameters()).device)
+    with seeded(config.seed):
+        learner = Detection(config, network).to(next(network.parameters()).device)
     if not train(learner, source, config, folder, budget=budget, progress=progress):
         return None
     return average_precision(learner.detector, test, progress=progress)

@@ -29,7 +29,15 @@ class FineTuneConfig(SupervisedConfig):
 
 
 class FineTuning(Supervised):
-    """``Supervised`` from a network that has learned something."""
+    """``Supervised`` from a network that has learned something.
+
+    Args:
+        config: the recipe.
+        network: with a classifier of ``config.num_classes``; it is trained.
+    """
+
+    def __init__(self, config: FineTuneConfig, network: nn.Module):
+        super().__init__(config, 0, network)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return layerwise_optimizer(self.student, self.config.layer_decay)
@@ -39,11 +47,13 @@ def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> 
     """AdamW whose rate falls by a factor from each of a timm network's layers to the one below it.
 
     Args:
-        network: whose last layer has the full rate.
+        network: whose last layer has the full rate, or without a classifier of its own is one step below the heads.
         decay: the factor.
         heads: what was put on top of it, at the full rate.
     """
     groups = param_groups_layer_decay(network, weight_decay=1.0, layer_decay=decay)
+    for group in groups if heads else ():
+        group["lr_scale"] *= decay
     for head in heads:
         parameters = [p for p in head.parameters() if p.requires_grad]
         groups += [
@@ -76,7 +86,7 @@ def fine_tune(
         _, labels, logits = features_and_logits(classifier, test, size=config.eval_size, crop=config.eval_crop)
         return accuracy(logits, labels)
 
-    learner = FineTuning(config, 0, network)
+    learner = FineTuning(config, network)
     if not train(learner, source, config, folder, budget=budget, evaluate=evaluate, progress=progress):
         return None
     curve = [line["accuracy"] for line in read_log(folder) if "accuracy" in line]

@@ -20,7 +20,7 @@ from lib.data.views import normalise
 from lib.data.whole import Damage
 from lib.evaluation.finetune import layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig, train
+from lib.training import Learner, TrainingConfig, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,8 @@ def train_segmenter(
     Returns:
         As ``mean_iou``; None when the budget ended first.
     """
-    learner = Segmentation(config, network).to(next(network.parameters()).device)
+    with seeded(config.seed):
+        learner = Segmentation(config, network).to(next(network.parameters()).device)
     if not train(learner, source, config, folder, budget=budget, progress=progress):
         return None
     return mean_iou(learner.encoder, test, window=config.eval_size, progress=progress)

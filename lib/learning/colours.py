@@ -19,7 +19,8 @@ _WHITE = (0.950456, 1.0, 1.088754)
 def rgb_to_lab(rgb: Tensor) -> Tensor:
     """sRGB Float[B, 3, h, w] in [0, 1] -> CIE Lab: L in [0, 100], a and b about [-100, 100]."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0) ** 2.4, rgb / 12.92)
-    xyz = torch.einsum("xc,bchw->bxhw", rgb.new_tensor(_TO_XYZ), linear) / rgb.new_tensor(_WHITE).view(3, 1, 1)
+    with torch.autocast(rgb.device.type, enabled=False):
+        xyz = torch.einsum("xc,bchw->bxhw", rgb.new_tensor(_TO_XYZ), linear) / rgb.new_tensor(_WHITE).view(3, 1, 1)
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-8) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
@@ -41,10 +42,13 @@ def quantise(ab: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _visible() -> Tensor:
-    """Centres Float[Q, 2] of the ab bins that hold a colour of sRGB, row by row: 260, where the paper's list has 313."""
-    axis = torch.linspace(0, 1, 52)
-    cube = torch.cartesian_prod(axis, axis, axis).T.view(1, 3, -1, 1)
-    ab = rgb_to_lab(cube)[0, 1:, :, 0].T
+    """Centres Float[Q, 2] of the ab bins that hold a colour of 8-bit sRGB, row by row: 261, where the paper's list has 313."""
+    levels = torch.linspace(0, 1, 256)
+    face = torch.cartesian_prod(levels, levels)  # the strongest colours lie on the faces of the cube
+    faces = [face.new_full((len(face), 3), edge) for edge in (0.0, 1.0) for _ in range(3)]
+    for number, cube in enumerate(faces):
+        cube[:, [channel for channel in range(3) if channel != number % 3]] = face
+    ab = rgb_to_lab(torch.cat(faces).T.view(1, 3, -1, 1))[0, 1:, :, 0].T
     return (ab / PITCH).round().unique(dim=0) * PITCH
 
 

@@ -73,7 +73,8 @@ def info_nce(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> tupl
     """
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
         raise ValueError(f"second: got shape {tuple(second.shape)} beside first {tuple(first.shape)}, accepts two [B, D] with B >= 2")
-    vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # [2B, D]
-    similarity = (vectors @ vectors.T / temperature).fill_diagonal_(-torch.inf)
+    with torch.autocast(first.device.type, enabled=False):  # eight bits of a cosine are too few
+        vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # [2B, D]
+        similarity = (vectors @ vectors.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(vectors), device=first.device).roll(len(first))
     return F.cross_entropy(similarity, partner), (similarity.argmax(1) == partner).float().mean()

@@ -10,6 +10,7 @@ from lib import paths
 from lib.models import network_of
 from lib.results.figures import NAMES
 from lib.results.runs import Run
+from lib.training import seeded
 
 FOLDER = paths.RECORDS / "checkpoints"
 METHODS = {"dino": "DINO", "ibot": "iBOT"}
@@ -58,8 +59,7 @@ def kept_networks(device="cpu") -> dict[str, torch.nn.Module]:
             networks[f"supervised, {pooling}"] = network
         else:
             networks[f"{METHODS[config['method']]}, {NAMES.get(config['masking'], pooling)}"] = network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config["seed"])
+        with seeded(config["seed"]):
             untrained[f"untrained, {pooling}"] = network_of(config).to(device).eval()
     return untrained | networks
 
