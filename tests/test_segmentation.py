@@ -317,7 +317,6 @@ def test_the_same_seed_gives_the_same_steps(tmp_path):
     assert_same(one, other)
 
 
-@pytest.mark.xfail(strict=True, reason="the pyramid and the head are drawn from the global generator, whatever the seed")
 def test_the_head_follows_from_the_recipe_s_seed(tmp_path):
     assert_same(*(trained(tmp_path / str(i), seed=i)[1] for i in range(2)))
 

@@ -170,6 +170,15 @@ def bars(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
     plt.show()
 
 
+def network_bars(table: pd.DataFrame, *, title: str, xlabel: str = "%") -> None:
+    """Bars of a table, a group a row, which is a network, and a colour a column, which is a measure."""
+    long = table.rename_axis("network").reset_index().melt("network", var_name="measure", value_name=xlabel)
+    axis = sns.barplot(long, y="network", x=xlabel, hue="measure")
+    axis.set(title=title, ylabel=None)
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
+    plt.show()
+
+
 def curves(table: pd.DataFrame, *, x: str, y: str, title: str, hue: str = "masking") -> None:
     """Lines of ``y`` over ``x``, one a strategy, with the range over seeds as a band."""
     figure, axis = plt.subplots()

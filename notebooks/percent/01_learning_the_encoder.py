@@ -125,6 +125,8 @@ live["rotation"].log()[["step", "loss", "right", "guess"]].dropna().iloc[[0, -1]
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
+from lib.results.figures import network_bars
+
 figures = {name: run.metrics for name, run in live.items()}
 classes = live["classifier"].config["num_classes"]
 figures["classifier"] |= {
@@ -134,8 +136,7 @@ figures["classifier"] |= {
 }
 own = pd.DataFrame(figures).T[["task", "task_guess", "untrained_task"]].astype(float)
 own.columns = ["right, %", "best constant answer", "untrained"]
-axis = own.plot.bar(figsize=(6.4, 3), rot=0, title="Its own question, unseen images", ylabel="%")
-plt.show()
+network_bars(own, title="Its own question, unseen images")
 own.round(1)
 
 # %% [markdown]

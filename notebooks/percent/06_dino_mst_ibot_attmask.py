@@ -123,6 +123,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
+from lib.results.figures import network_bars
+
 log = pd.concat(run.log().dropna(subset="loss").assign(method=name) for name, run in live.items())
 figure, axis = plt.subplots(figsize=(6, 3))
 sns.lineplot(log, x="step", y="cls", hue="method", ax=axis)
@@ -163,9 +165,7 @@ for name in table.index:
     place = (f"small/{rows[name]}", masks[name])
     for column, title in (("knn", "k-NN, ours"), ("linear", "linear, ours")):
         table.loc[name, title] = ours[column].get(place, float("nan")) if column in ours else float("nan")
-axis = table[["k-NN, paper", "k-NN, ours"]].plot.bar(subplots=True, layout=(1, 2), figsize=(8, 3), legend=False, rot=30)[0][0]
-axis.set_ylabel("%")
-plt.show()
+network_bars(table[["k-NN, paper", "k-NN, ours"]], title="Methods: full ImageNet-1k (paper), Imagenette (ours)")
 table.round(1)
 
 # %% tags=["nbval-ignore-output"]

@@ -104,14 +104,9 @@ scores.loc["first frame's masks, still"] = [next(iter(live.values()))[f"still_{n
 scores.round(1)
 
 # %% tags=["nbval-ignore-output"]
-import matplotlib.pyplot as plt
-import seaborn as sns
+from lib.results.figures import network_bars
 
-long = scores.rename_axis("network").reset_index().melt("network", var_name="measure", value_name="percent")
-axis = sns.barplot(long, y="network", x="percent", hue="measure")
-axis.set_title("Video object segmentation")
-sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
-plt.show()
+network_bars(scores, title="Video object segmentation")
 
 # %% [markdown]
 # ## Recorded, and the paper's

@@ -55,8 +55,6 @@ found = lost(features, grid, patch_size=1, k_patches=9)
 print(f"seed: row {found.seed // 8}, column {found.seed % 8}; box {found.box.tolist()}")
 
 # %% tags=["nbval-ignore-output"]
-import matplotlib.pyplot as plt
-
 from lib.results.figures import box_on, image_grid
 
 similar = features @ features.T
@@ -117,13 +115,9 @@ for trivial in ("whole_image", "centred_box"):
 corlocs.round(1)
 
 # %% tags=["nbval-ignore-output"]
-import seaborn as sns
+from lib.results.figures import network_bars
 
-long = corlocs.rename_axis("network").reset_index().melt("network", var_name="method", value_name="CorLoc, %")
-axis = sns.barplot(long, y="network", x="CorLoc, %", hue="method")
-axis.set_title("Object discovery")
-sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None, frameon=False)
-plt.show()
+network_bars(corlocs, title="Object discovery", xlabel="CorLoc, %")
 
 # %% [markdown]
 # ## Recorded, and the paper's
