@@ -287,7 +287,6 @@ def test_wrong_settings_are_named(key, value):
         learner(**{key: value})
 
 
-@pytest.mark.xfail(strict=True, reason="checked for train_size alone: the training ends before a ViT refuses the window")
 def test_a_window_that_is_not_of_whole_patches_is_named_before_the_training():
     with pytest.raises(ValueError, match="eval_size: got 60"):
         learner(arch="vit_nano", eval_size=60)

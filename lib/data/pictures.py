@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from lib.data.whole import fitted, read_image, read_mask
@@ -87,7 +87,7 @@ class ObjectPictures(Pictures):
             masks = torch.stack([_filled(outline, size) for outline in picture["polygons"]]) if len(boxes) else torch.zeros(0, *size)
         else:
             numbers = torch.arange(1, len(boxes) + 1).view(-1, 1, 1)
-            masks = read_mask(picture["mask"]) == numbers
+            masks = _mask(picture, size) == numbers
         scale = boxes.new_tensor([seen[1] / size[1], seen[0] / size[0]]).repeat(2)
         things = Things(boxes * scale, torch.tensor(picture["classes"], dtype=torch.int64), _resized(masks, seen).bool())
         return Things(*(part.to(self.device) for part in things))
@@ -110,14 +110,15 @@ class PixelPictures(Pictures):
         self.void, self.num_classes = void, num_classes
 
     def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]) -> Tensor:
-        values = read_mask(picture["mask"])
-        if picture.get("classes") is not None:
-            return torch.tensor([0, *(label + 1 for label in picture["classes"])])[values].to(self.device)
-        found = torch.where(values == self.void, VOID, values - (values > self.void).long() * (self.void >= 0))
-        if ((found >= self.num_classes) & (found != VOID)).any():
-            name = picture["mask"]["path"] or "mask without a name"
-            raise ValueError(f"{name}: holds the class {int(values.max())}, accepts {self.num_classes} classes besides {self.void}, void")
-        return found.to(self.device)
+        values, void = _mask(picture, size), self.void
+        if picture.get("classes") is not None:  # a number beyond the last object is of no class
+            values, void = torch.tensor([0, *(label + 1 for label in picture["classes"])] + [self.num_classes] * 255)[values], -1
+        classes = values - ((values > void) & (void >= 0)).long()
+        wrong = values[(values != void) & (classes >= self.num_classes)]
+        if len(wrong):
+            besides = "" if void < 0 else f" besides {void}, void"
+            raise ValueError(f"{_name(picture)}: holds the class {int(wrong[0])}, accepts {self.num_classes} classes{besides}")
+        return torch.where(values == void, VOID, classes).to(self.device)
 
 
 def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -128,10 +129,22 @@ def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _filled(polygons: list[list[float]], size: tuple[int, int]) -> Tensor:
-    """Bool[H, W]: the pixels within any of the polygons x, y, x, y, … whose centres the coordinates' integers are half a pixel off."""
-    canvas = Image.new("1", (size[1], size[0]))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in polygons:
-        if len(polygon) >= 6:
-            draw.polygon([value - 0.5 for value in polygon], fill=1, outline=1)
-    return torch.from_numpy(np.array(canvas))
+    """Bool[H, W]: the pixels within any of the polygons x, y, x, y, … as COCO's own tools count them."""
+    from faster_coco_eval.core import mask
+
+    outlines = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not outlines:
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.from_numpy(mask.decode(mask.merge(mask.frPyObjects(outlines, *size)))).bool()
+
+
+def _mask(picture: dict, size: tuple[int, int]) -> Tensor:
+    """The mask of a picture, Long[H, W], which is as large as its image."""
+    values = read_mask(picture["mask"])
+    if tuple(values.shape) != size:
+        raise ValueError(f"{_name(picture)}: has {tuple(values.shape)} pixels, accepts {size}, those of its image")
+    return values
+
+
+def _name(picture: dict) -> str:
+    return picture["mask"]["path"] or "mask without a name"

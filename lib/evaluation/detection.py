@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lib.data.pictures import ObjectPictures, Things
 from lib.data.views import MEAN, STD
 from lib.data.whole import Damage
-from lib.evaluation.finetune import layerwise_optimizer
+from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
 from lib.training import Learner, TrainingConfig, seeded, train
 
@@ -36,6 +36,10 @@ class DetectionConfig(TrainingConfig):
     width: int  # channels of the pyramid and of the mask head
     hidden_dim: int  # of the box head
     proposals: int  # an image from which the heads learn; twice as many pass the non-maximum suppression, four times as many enter it
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_layer_decay(self.layer_decay)
 
 
 class Detection(Learner):
@@ -111,12 +115,15 @@ def average_precision(detector: nn.Module, pictures: ObjectPictures, *, progress
     Returns:
         ``ap_box``, ``ap_box_50``, ``ap_mask``, ``ap_mask_50`` in percent, ``images``, and ``left_out``, images that could not be read, each
         named by a ``Damage`` warning.
+
+    Raises:
+        ValueError: no image that can be read, or none with an object.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"), backend="faster_coco_eval")
     detector.eval()
-    left_out = 0
+    left_out = objects = 0
     for row in tqdm(range(len(pictures)), "detection", disable=not progress, mininterval=2):
         try:
             image, _, things = pictures.read(row)
@@ -128,8 +135,11 @@ def average_precision(detector: nn.Module, pictures: ObjectPictures, *, progress
         found["masks"] = found["masks"][:, 0] > 0.5
         truth = {"boxes": things.boxes.cpu(), "labels": things.classes.cpu() + 1, "masks": things.masks.cpu()}
         metric.update([found], [truth])
+        objects += len(things.boxes)
     if left_out == len(pictures):
         raise ValueError(f"pictures: got {left_out}, none of which could be read, accepts at least one")
+    if not objects:
+        raise ValueError(f"pictures: got {len(pictures)} without an object, accepts at least one")
     result = metric.compute()
     names = {"ap_box": "bbox_map", "ap_box_50": "bbox_map_50", "ap_mask": "segm_map", "ap_mask_50": "segm_map_50"}
     figures = {name: 100 * result[key].item() for name, key in names.items()}

@@ -24,8 +24,14 @@ class FineTuneConfig(SupervisedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: got {self.layer_decay}, accepts a number in (0, 1]")
+        check_layer_decay(self.layer_decay)
+        if self.optimizer != "adamw":
+            raise ValueError(f"optimizer: got {self.optimizer!r}, fine-tuning accepts adamw")
+
+
+def check_layer_decay(layer_decay: float) -> None:
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay: got {layer_decay}, accepts a number in (0, 1]")
 
 
 class FineTuning(Supervised):
@@ -52,8 +58,10 @@ def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> 
         heads: what was put on top of it, at the full rate.
     """
     groups = param_groups_layer_decay(network, weight_decay=1.0, layer_decay=decay)
-    for group in groups if heads else ():
-        group["lr_scale"] *= decay
+    if heads:
+        last = max(group["lr_scale"] for group in groups)  # parts that learn nothing may have been the last layers
+        for group in groups:
+            group["lr_scale"] *= decay / last
     for head in heads:
         parameters = [p for p in head.parameters() if p.requires_grad]
         groups += [
@@ -78,7 +86,7 @@ def fine_tune(
         progress: show a bar.
 
     Returns:
-        ``finetune``, the accuracy after the last epoch in percent, and ``finetune_best``, the best of those epochs that were tested;
+        ``finetune``, the accuracy after the last epoch in percent, and ``finetune_best``, the best of the epochs after which it was tested;
         None when the budget ended first.
     """
 
@@ -89,5 +97,5 @@ def fine_tune(
     learner = FineTuning(config, network)
     if not train(learner, source, config, folder, budget=budget, evaluate=evaluate, progress=progress):
         return None
-    curve = [line["accuracy"] for line in read_log(folder) if "accuracy" in line]
+    curve = [line["accuracy"] for line in read_log(folder) if "accuracy" in line and line["epoch"] > 0]
     return {"finetune": curve[-1], "finetune_best": max(curve)}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lib.data.pictures import VOID, PixelPictures
 from lib.data.views import normalise
 from lib.data.whole import Damage
-from lib.evaluation.finetune import layerwise_optimizer
+from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
 from lib.training import Learner, TrainingConfig, seeded, train
 
@@ -37,6 +37,7 @@ class SegmentationConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_layer_decay(self.layer_decay)
         if self.batch_size < 2:
             raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
 
@@ -71,8 +72,9 @@ class Segmentation(Learner):
         super().__init__()
         self.config, size = config, config.train_size
         self.encoder = Segmenter(network, config.width, config.num_classes)
-        if size % self.encoder.multiple:
-            raise ValueError(f"train_size: got {size}, this network accepts multiples of {self.encoder.multiple}")
+        for name in ("train_size", "eval_size"):
+            if getattr(config, name) % self.encoder.multiple:
+                raise ValueError(f"{name}: got {getattr(config, name)}, this network accepts multiples of {self.encoder.multiple}")
         shortest = config.canvas * torch.tensor(config.resize)
         # Draws come from torch's global generator, which the loop seeds for each step.
         self.augment = v2.Compose(

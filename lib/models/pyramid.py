@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from lib.models.base import Model
+from lib.models.vit import ViT
 
 
 class SimplePyramid(nn.Module):
@@ -25,11 +26,10 @@ class SimplePyramid(nn.Module):
     def __init__(self, network: Model, width: int):
         super().__init__()
         self.network, self.out_channels, dim = network, width, network.embed_dim
-        side = 8 * 32
-        with torch.no_grad():
-            training = network.training
-            stride = side // network.eval().features(torch.zeros(1, 3, side, side, device=next(network.parameters()).device)).grid[0]
-            network.train(training)
+        stride = network.patch_embed.patch_size[0] if isinstance(network, ViT) else self._stride(network)
+        for name in ("pooling", "head"):  # what comes after the last map learns nothing from it
+            if getattr(network, name, None) is not None:
+                getattr(network, name).requires_grad_(False)
         self.strides = [max(1, round(stride * factor)) for factor in (0.25, 0.5, 1, 2)]
         quarter = [nn.ConvTranspose2d(dim, dim // 2, 2, 2), LayerNorm2d(dim // 2), nn.GELU(), nn.ConvTranspose2d(dim // 2, dim // 4, 2, 2)]
         steps = [(quarter, dim // 4), ([nn.ConvTranspose2d(dim, dim // 2, 2, 2)], dim // 2), ([], dim), ([nn.MaxPool2d(2)], dim)]
@@ -39,6 +39,14 @@ class SimplePyramid(nn.Module):
     def _narrowed(channels: int, width: int) -> list[nn.Module]:
         first, second = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, width, 3, padding=1, bias=False)
         return [first, LayerNorm2d(width), second, LayerNorm2d(width)]
+
+    @staticmethod
+    @torch.no_grad()
+    def _stride(network: Model) -> int:
+        training, like = network.training, next(network.parameters())
+        grid = network.eval().features(like.new_zeros(1, 3, 256, 256)).grid
+        network.train(training)
+        return 256 // grid[0]
 
     @property
     def multiple(self) -> int:
