@@ -8,7 +8,6 @@ python -m lib.measure released attmask_high checkpoint.pth
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,25 +18,21 @@ import torch
 from lib import recipes
 from lib.data.bank import Stream, bank, table_fingerprint
 from lib.data.loading import read_table
-from lib.data.pictures import ObjectPictures, PixelPictures
 from lib.data.revisited import Retrieval, load_retrieval
 from lib.data.whole import readable
+from lib.downstream import FINE_TUNED, fine_tune_run
 from lib.evaluation.backgrounds import measure_backgrounds
-from lib.evaluation.detection import Detection, DetectionConfig, train_detector
 from lib.evaluation.discovery import measure_discovery
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
-from lib.evaluation.finetune import FineTuneConfig, FineTuning, fine_tune
 from lib.evaluation.knn import evaluate_knn, measure_knn
 from lib.evaluation.linear import measure_linear
 from lib.evaluation.localization import measure_localization
 from lib.evaluation.retrieval import measure_retrieval
-from lib.evaluation.segmentation import Segmentation, SegmentationConfig, train_segmenter
 from lib.evaluation.video import measure_video
-from lib.models import load_released, network_of
+from lib.models import load_released
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
-from lib.training import CHECKPOINT, Learner, TrainingConfig, load_checkpoint, seeded
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
 # images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
@@ -51,16 +46,6 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "retrieval": measure_retrieval,
     "video": measure_video,
 }
-
-# Measurement that trains all of a network -> its configuration, its learner, made from (configuration, network), and a function of
-# (network, images to train and to test on, configuration, folder) giving metrics, or None when its budget ended first.
-FINE_TUNED: dict[str, tuple[type[TrainingConfig], type[Learner], Callable[..., dict[str, float] | None]]] = {
-    "finetune": (FineTuneConfig, FineTuning, fine_tune),
-    "detection": (DetectionConfig, Detection, train_detector),
-    "segmentation": (SegmentationConfig, Segmentation, train_segmenter),
-}
-CLASSIFIERS = ("head.weight", "head.bias", "head.fc.", "fc.")  # starts of the names of a classifier's weights
-FROM_RUN = ("method", "seed", "arch", "patch_size", "pooling", "gamma")  # keys of the configuration that the run has set
 
 
 def measure(
@@ -99,7 +84,7 @@ def measure(
         device = torch.device(device or default_device())
         if name in FINE_TUNED:
             with found.lock():
-                _fine_tune(made, settings, root=root, device=device, budget=budget, progress=progress)
+                fine_tune_run(made, root=root, device=device, budget=budget, progress=progress)
         else:
             images, fingerprints, left_out = _images(found, settings, root=root, device=device, progress=progress)
             networks = load_encoder(found, device), untrained_encoder(found, device)
@@ -109,93 +94,6 @@ def measure(
     if record and made.finished:
         made.record()
     return made
-
-
-def _fine_tune(made: Measurement, settings: dict, *, root, device, budget: float | None, progress: bool) -> None:
-    """Finish a measurement of ``FINE_TUNED``, or stop at the budget: the run's network and its untrained twin are trained alike."""
-    started, found = time.monotonic(), made.run
-    config, function = _configure(made, settings), FINE_TUNED[made.experiment][2]
-    source, test, fingerprints = _targets(config, root=root, device=device, progress=progress)
-    figures = {}
-    for prefix, encoder in (("", load_encoder), ("untrained_", untrained_encoder)):
-        folder = _folder(made, untrained=bool(prefix))
-        network = starting_from(encoder(found), found.config, config).to(device)
-        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
-        metrics = function(network, source, test, config, folder, budget=left, progress=progress)
-        if metrics is None:
-            return
-        figures |= {prefix + name: round(value, 3) for name, value in metrics.items() if not (prefix and name in ("images", "left_out"))}
-    made.finish(figures, data=fingerprints, device=device, seconds=time.monotonic() - started)
-
-
-def load_tuned(made: Measurement, *, untrained: bool = False, device="cpu") -> torch.nn.Module:
-    """The classifier, detector or segmenter of a finished measurement of ``FINE_TUNED``, in evaluation mode.
-
-    Args:
-        made: the measurement.
-        untrained: the one that started from the untrained network.
-        device: where it lies.
-
-    Raises:
-        ValueError: it is not finished, or its checkpoint is damaged.
-    """
-    made.result()
-    config = _configure(made, recipes.measurement(made.scale, made.experiment))
-    learner = FINE_TUNED[made.experiment][1](config, starting_from(untrained_encoder(made.run), made.run.config, config))
-    learner.load_state_dict(load_checkpoint(_folder(made, untrained=untrained) / CHECKPOINT)["learner"])
-    return learner.encoder.to(device).eval()
-
-
-def tested_on(made: Measurement, *, root: str | Path | None = None, device="cpu"):
-    """The images on which a measurement of ``FINE_TUNED`` is tested: a ``lib.data.Bank`` or ``Stream``, or ``lib.data.pictures``."""
-    config = _configure(made, recipes.measurement(made.scale, made.experiment))
-    return _targets(config, root=root, device=device, progress=False)[1]
-
-
-def _configure(made: Measurement, settings: dict) -> TrainingConfig:
-    settings = settings | {key: made.run.config[key] for key in FROM_RUN}
-    return recipes.configure(recipes.Entry(made.scale, made.experiment, "", "", settings), FINE_TUNED[made.experiment][0], {})
-
-
-def _folder(made: Measurement, *, untrained: bool) -> Path:
-    return made.run.folder / f"{made.experiment}-{made.key}" / ("untrained" if untrained else "trained")
-
-
-def starting_from(encoder: torch.nn.Module, learned: dict, config: TrainingConfig) -> torch.nn.Module:
-    """A network with an encoder's weights, and the classifier and the stochastic depth that a configuration asks for.
-
-    Args:
-        encoder: a trained network.
-        learned: the configuration with which it was.
-        config: that of what follows. Where it has ``num_classes`` and classifies whole images, a new classifier is put on top.
-    """
-    options = dict(drop_rate=config.dropout) if isinstance(config, FineTuneConfig) else {}
-    classes = config.num_classes if isinstance(config, FineTuneConfig) else 0
-    with seeded(config.seed):
-        network = network_of(learned | {"num_classes": classes}, drop_path_rate=config.drop_path, **options)
-    weights = {name: value for name, value in encoder.state_dict().items() if not name.startswith(CLASSIFIERS)}
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if unexpected or not all(name.startswith(CLASSIFIERS) for name in missing):
-        raise ValueError(f"encoder: lacks {missing} and has {unexpected}, accepts a network of the configuration {learned}")
-    return network
-
-
-def _targets(config: TrainingConfig, *, root, device, progress: bool) -> tuple:
-    """Images to train and to test on, with what is to be found in them, and their fingerprints."""
-    options = dict(root=root, device=device, progress=progress)
-    if isinstance(config, FineTuneConfig):
-        source = bank(config.data, "train", config.canvas, fraction=config.fraction, **options)
-        test = bank(config.data, "validation", config.canvas, **options)
-        return source, test, {"train": source.fingerprint, "test": test.fingerprint}
-    prefix = "several_" if config.data == "scenes" else ""
-    tables = [read_table(config.data, prefix + split, root=root) for split in ("train", "validation")]
-    tables[0] = tables[0].slice(0, max(1, int(config.fraction * len(tables[0]) + 1e-9)))
-    if isinstance(config, DetectionConfig):
-        pictures = [ObjectPictures(table, device, longest=config.canvas) for table in tables]
-    else:
-        options = dict(shortest=config.canvas, void=config.void, num_classes=config.num_classes)
-        pictures = [PixelPictures(table, device, **options) for table in tables]
-    return *pictures, dict(zip(("train", "test"), map(table_fingerprint, tables)))
 
 
 def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str], int]:

@@ -6,13 +6,14 @@ from functools import cache
 import pytest
 import torch
 
-import lib.measure
+import lib.downstream
 from lib import recipes
 from lib.data import Bank, scenes
 from lib.data.bank import bank
+from lib.downstream import CLASSIFIERS, FINE_TUNED, FROM_RUN, starting_from
 from lib.evaluation.features import accuracy, features_and_logits
 from lib.evaluation.finetune import FineTuneConfig, FineTuning, fine_tune, layerwise_optimizer
-from lib.measure import CLASSIFIERS, FINE_TUNED, FROM_RUN, measure, starting_from
+from lib.measure import measure
 from lib.models import create_model
 from lib.train import METHODS, load_encoder, run, untrained_encoder
 from lib.training import CHECKPOINT, load_checkpoint, read_log, train
@@ -197,9 +198,9 @@ def store(tmp_path_factory):
 def tiny(store, monkeypatch):
     """A store that all share, few images, and a step or two of whatever is trained."""
     monkeypatch.setenv("COMPANION_RUNS", str(store))
-    for module in ("lib.train", "lib.measure"):
+    for module in ("lib.train", "lib.downstream"):
         monkeypatch.setattr(f"{module}.bank", lambda name, split, canvas, **_: tiny_bank(split, canvas))
-    monkeypatch.setattr("lib.measure.read_table", lambda name, split, **_: few(split).slice(0, 4))
+    monkeypatch.setattr("lib.downstream.read_table", lambda name, split, **_: few(split).slice(0, 4))
     read = recipes.measurement
     monkeypatch.setattr("lib.recipes.measurement", lambda scale, name: read(scale, name) | SMALL | OWN[name])
 
@@ -279,4 +280,4 @@ def test_what_the_run_has_set_is_no_setting_of_a_task():
     for scale in recipes.SCALES:
         for task in FINE_TUNED:
             assert not set(FROM_RUN) & set(recipes.measurement(scale, task)), (scale, task)
-    assert lib.measure.FINE_TUNED.keys() == OWN.keys()
+    assert lib.downstream.FINE_TUNED.keys() == OWN.keys()

@@ -1,1 +1,1 @@
-"""Learning with labels."""
+"""Learning with labels, and without: by questions that images answer themselves."""

@@ -129,7 +129,7 @@ pd.DataFrame(table, index=["pre-trained", "from scratch"]).round(1)
 # %% tags=["nbval-ignore-output"]
 from lib.data.pictures import VOID
 from lib.evaluation.segmentation import segment
-from lib.measure import load_tuned, tested_on
+from lib.downstream import load_tuned, tested_on
 
 detector, segmenter = (load_tuned(made) for made in found.values())
 things, classes = (tested_on(made) for made in found.values())
