@@ -240,7 +240,7 @@ def test_the_last_layer_is_still_in_the_first_epochs(freeze_epochs, step, frozen
 
 @pytest.mark.parametrize(
     "entry, strategy",
-    [("smoke/dino", "high"), ("smoke/ibot", "none"), ("smoke/ibot", "high"), ("smoke/mst", "none"), ("smoke/mst", "high")],
+    [("smoke/dino", "high"), ("smoke/ibot", "none"), ("smoke/ibot", "high"), ("smoke/mst_brief", "none"), ("smoke/mst_brief", "high")],
 )
 def test_strategies_that_a_method_lacks_are_refused(entry, strategy):
     with pytest.raises(ValueError, match=f"^masking: got '{strategy}'.* accepts"):
@@ -295,7 +295,7 @@ def literal_restored(decoder, patches, grid, size):
 @pytest.mark.parametrize("restoration", [0.0, 0.6, 2])
 @pytest.mark.parametrize("strategy", ["attmask_low", "block"])
 def test_mst_learns_the_cls_and_all_pixels(strategy, restoration):
-    made = learner("smoke/mst", masking=strategy, restoration=restoration, patch_size=8)
+    made = learner("smoke/mst_brief", masking=strategy, restoration=restoration, patch_size=8)
     cls, hidden, views, masks, loss = literal_masked_step(made, 0.07)
     restored = torch.cat([literal_restored(made.decoder, h.patches, h.grid, 8) for h in hidden])
     image = (restored - torch.cat(views)).abs().mean()
@@ -326,7 +326,7 @@ def test_dino_with_masks_learns_nothing_more(strategy):
     assert made.student.masked_embed.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("entry", ["smoke/mst", "smoke/dino"])
+@pytest.mark.parametrize("entry", ["smoke/mst_brief", "smoke/dino"])
 def test_only_the_students_global_views_are_masked(entry):
     made = learner(entry, masking="attmask_low", mask_probability=1.0, mask_ratio=[0.25, 0.25])
     student, teacher, _ = shown_to(made)
@@ -345,7 +345,7 @@ def test_only_masks_bring_a_mask_embedding():
     assert all(torch.equal(masked.state_dict()[name], value) for name, value in plain.state_dict().items() if "center" in name)
 
 
-@pytest.mark.parametrize("entry", ["smoke/mst", "smoke/dino"])
+@pytest.mark.parametrize("entry", ["smoke/mst_brief", "smoke/dino"])
 def test_masks_of_no_patch_change_nothing(entry):
     """A crop is not masked, or so little that no patch is."""
     found = [step_of(learner(entry, masking="random", **o)) for o in (dict(mask_probability=0.0), dict(mask_ratio=[0.0, 0.05]))]
@@ -383,7 +383,7 @@ def test_the_decoder_sees_the_neighbours():
 
 
 def test_mst_keeps_its_decoder_and_the_teacher_as_the_encoder():
-    made = learner("smoke/mst")
+    made = learner("smoke/mst_brief")
     assert made.encoder is made.teacher and not any("decoder" in name for name, _ in made.teacher.named_parameters())
     assert {name for name in made.state_dict() if name.startswith("decoder.")} == {
         f"decoder.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")
@@ -394,7 +394,7 @@ def test_mst_keeps_its_decoder_and_the_teacher_as_the_encoder():
 
 
 def test_mst_in_half_precision_restores_finite_images():
-    made = learner("smoke/mst")
+    made = learner("smoke/mst_brief")
     with torch.autocast("cpu", torch.bfloat16):
         found = step_of(made)
     found["loss"].backward()

@@ -52,7 +52,7 @@ def read_coco(folder: Path, split: str, columns: dict, names: list[str]) -> pa.T
     """``<split>`` or ``<split>:<list>``: ``annotations/instances_<split>.json``, images in ``<split>/``, and with a list only
     those whose file names it holds, a line each. Crowds do not count as objects.
 
-    With ``classes``, a number an object, from 0 in the order of the categories' ids, and ``polygons``, a list an object of polygons
+    Where the file has categories, with ``classes``, a number an object, from 0 in the order of the categories' ids, and ``polygons``, a list an object of polygons
     x, y, x, y, …
     """
     split, _, listing = split.partition(":")
@@ -62,14 +62,15 @@ def read_coco(folder: Path, split: str, columns: dict, names: list[str]) -> pa.T
     try:
         described = json.loads(file.read_text())
         images = {image["id"]: image["file_name"] for image in described["images"]}
-        number = {identity: n for n, identity in enumerate(sorted(category["id"] for category in described["categories"]))}
+        number = {identity: n for n, identity in enumerate(sorted(category["id"] for category in described.get("categories", [])))}
         boxes, classes, polygons = ({identity: [] for identity in images} for _ in range(3))
         for thing in described["annotations"]:
             if not thing.get("iscrowd"):
                 x, y, width, height = map(float, thing["bbox"])
                 boxes[thing["image_id"]].append([x, y, x + width, y + height])
-                classes[thing["image_id"]].append(number[thing["category_id"]])
-                polygons[thing["image_id"]].append([list(map(float, polygon)) for polygon in thing["segmentation"]])
+                if number:
+                    classes[thing["image_id"]].append(number[thing["category_id"]])
+                    polygons[thing["image_id"]].append([list(map(float, polygon)) for polygon in thing["segmentation"]])
         order = sorted(images, key=images.get)
         paths = {identity: folder / split / name for identity, name in images.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,6 +82,8 @@ def read_coco(folder: Path, split: str, columns: dict, names: list[str]) -> pa.T
             raise ValueError(f"{folder / listing}: lists {sorted(missing)[0]}, which {file} does not hold ({len(missing)} such names)")
         order = [identity for identity in order if images[identity] in wanted]
     table = _table([paths[i] for i in order], boxes=[boxes[i] for i in order])
+    if not number:
+        return table
     table = table.append_column("classes", pa.array([classes[i] for i in order], pa.list_(pa.int64())))
     return table.append_column("polygons", pa.array([polygons[i] for i in order], pa.list_(pa.list_(pa.list_(pa.float32())))))
 
