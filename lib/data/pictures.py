@@ -1,6 +1,8 @@
 """Whole images with what is to be found in them: the objects, or the class of every pixel."""
 
 import os
+import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from lib.data.whole import fitted, read_image, read_mask
+from lib.data.whole import Damage, fitted, read_image, read_mask
 
 AHEAD = 2  # batches read in advance
 VOID = 255  # of a pixel that counts nowhere
@@ -27,7 +30,7 @@ class Things(NamedTuple):
     masks: Tensor
 
 
-class Pictures:
+class Pictures(ABC):
     """A source for ``lib.training.train`` whose images keep their aspect ratio, so that a batch is a list, with targets instead of labels.
 
     Args:
@@ -69,9 +72,19 @@ class Pictures:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.to(self.device), size, self.target(picture, size, (height, width))
 
+    def whole(self, title: str | None = None) -> Iterator[tuple[Tensor, tuple[int, int], object]]:
+        """Every picture as ``read`` gives it, with a bar under a title; of those that cannot be read a ``Damage`` warning says why not."""
+        for row in tqdm(range(len(self)), title, disable=title is None, mininterval=2, unit="image"):
+            try:
+                picture = self.read(row)
+            except ValueError as error:
+                warnings.warn(f"{error}; left out", Damage, stacklevel=2)
+                continue
+            yield picture
+
+    @abstractmethod
     def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]):
         """What is to be found in an image of ``size`` that is resized to ``seen``."""
-        raise NotImplementedError
 
     def _collect(self, futures: list) -> tuple[list[Tensor], Tensor, list]:
         images, sizes, targets = zip(*(future.result() for future in futures))

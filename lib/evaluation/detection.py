@@ -4,7 +4,6 @@ Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT),
 papers have a cascade of three heads, and ViTDet's pyramid where they have maps of four blocks.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
-from tqdm import tqdm
 
 from lib.data.pictures import ObjectPictures, Things
 from lib.data.views import MEAN, STD
-from lib.data.whole import Damage
-from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer
+from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer, trained_from
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig, seeded, train
+from lib.training import Learner, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,27 +120,21 @@ def average_precision(detector: nn.Module, pictures: ObjectPictures, *, progress
 
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"), backend="faster_coco_eval")
     detector.eval()
-    left_out = objects = 0
-    for row in tqdm(range(len(pictures)), "detection", disable=not progress, mininterval=2):
-        try:
-            image, _, things = pictures.read(row)
-        except ValueError as error:
-            warnings.warn(f"{error}; left out", Damage, stacklevel=2)
-            left_out += 1
-            continue
+    images = objects = 0
+    for image, _, things in pictures.whole("detection" if progress else None):
         found = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
         found["masks"] = found["masks"][:, 0] > 0.5
         truth = {"boxes": things.boxes.cpu(), "labels": things.classes.cpu() + 1, "masks": things.masks.cpu()}
         metric.update([found], [truth])
-        objects += len(things.boxes)
-    if left_out == len(pictures):
-        raise ValueError(f"pictures: got {left_out}, none of which could be read, accepts at least one")
+        images, objects = images + 1, objects + len(things.boxes)
+    if not images:
+        raise ValueError(f"pictures: got {len(pictures)}, none of which could be read, accepts at least one")
     if not objects:
         raise ValueError(f"pictures: got {len(pictures)} without an object, accepts at least one")
     result = metric.compute()
     names = {"ap_box": "bbox_map", "ap_box_50": "bbox_map_50", "ap_mask": "segm_map", "ap_mask_50": "segm_map_50"}
     figures = {name: 100 * result[key].item() for name, key in names.items()}
-    return figures | {"images": float(len(pictures) - left_out), "left_out": float(left_out)}
+    return figures | {"images": float(images), "left_out": float(len(pictures) - images)}
 
 
 def train_detector(
@@ -169,8 +160,5 @@ def train_detector(
     Returns:
         As ``average_precision``; None when the budget ended first.
     """
-    with seeded(config.seed):
-        learner = Detection(config, network).to(next(network.parameters()).device)
-    if not train(learner, source, config, folder, budget=budget, progress=progress):
-        return None
-    return average_precision(learner.detector, test, progress=progress)
+    learner = trained_from(network, Detection, source, config, folder, budget=budget, progress=progress)
+    return None if learner is None else average_precision(learner.detector, test, progress=progress)

@@ -13,7 +13,7 @@ from torch import nn
 
 from lib.evaluation.features import accuracy, features_and_logits
 from lib.learning.supervised import Supervised, SupervisedConfig
-from lib.training import read_log, train
+from lib.training import Learner, TrainingConfig, read_log, seeded, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,13 @@ def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> 
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
 
 
+def trained_from(network: nn.Module, kind: type[Learner], source, config: TrainingConfig, folder: str | Path, **options) -> Learner | None:
+    """A learner of a kind that is made from (configuration, network), trained; None when the budget ended first. Options are ``train``'s."""
+    with seeded(config.seed):
+        learner = kind(config, network).to(next(network.parameters()).device)
+    return learner if train(learner, source, config, folder, **options) else None
+
+
 def fine_tune(
     network: nn.Module, source, test, config: FineTuneConfig, folder: str | Path, *, budget: float | None = None, progress: bool = True
 ) -> dict[str, float] | None:
@@ -94,8 +101,7 @@ def fine_tune(
         _, labels, logits = features_and_logits(classifier, test, size=config.eval_size, crop=config.eval_crop)
         return accuracy(logits, labels)
 
-    learner = FineTuning(config, network)
-    if not train(learner, source, config, folder, budget=budget, evaluate=evaluate, progress=progress):
+    if trained_from(network, FineTuning, source, config, folder, budget=budget, evaluate=evaluate, progress=progress) is None:
         return None
     curve = [line["accuracy"] for line in read_log(folder) if "accuracy" in line and line["epoch"] > 0]
     return {"finetune": curve[-1], "finetune_best": max(curve)}

@@ -4,7 +4,6 @@ Source: AttMask, appendix (ADE20K, after iBOT), with the UPerNet head (Xiao et a
 where the papers have maps of four blocks.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from lib.data.pictures import VOID, PixelPictures
 from lib.data.views import normalise
-from lib.data.whole import Damage
-from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer
+from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer, trained_from
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig, seeded, train
+from lib.training import Learner, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +167,9 @@ def mean_iou(segmenter: nn.Module, pictures: PixelPictures, *, window: int, prog
     segmenter.eval()
     classes = pictures.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [true, predicted]
-    left_out = 0
-    for row in tqdm(range(len(pictures)), "segmentation", disable=not progress, mininterval=2):
-        try:
-            image, size, truth = pictures.read(row)
-        except ValueError as error:
-            warnings.warn(f"{error}; left out", Damage, stacklevel=2)
-            left_out += 1
-            continue
+    images = 0
+    for image, size, truth in pictures.whole("segmentation" if progress else None):
+        images += 1
         predicted, counts = segment(segmenter, image, size, window=window), truth != VOID
         confusion += torch.bincount(truth[counts] * classes + predicted[counts], minlength=classes**2).view(classes, classes).cpu()
     if not confusion.sum():
@@ -185,7 +177,7 @@ def mean_iou(segmenter: nn.Module, pictures: PixelPictures, *, window: int, prog
     shared = confusion.diag().double()
     union = confusion.sum(0) + confusion.sum(1) - shared
     figures = {"miou": 100 * (shared / union)[union > 0].mean().item(), "pixel_accuracy": 100 * (shared.sum() / confusion.sum()).item()}
-    return figures | {"images": float(len(pictures) - left_out), "left_out": float(left_out)}
+    return figures | {"images": float(images), "left_out": float(len(pictures) - images)}
 
 
 def train_segmenter(
@@ -203,8 +195,5 @@ def train_segmenter(
     Returns:
         As ``mean_iou``; None when the budget ended first.
     """
-    with seeded(config.seed):
-        learner = Segmentation(config, network).to(next(network.parameters()).device)
-    if not train(learner, source, config, folder, budget=budget, progress=progress):
-        return None
-    return mean_iou(learner.encoder, test, window=config.eval_size, progress=progress)
+    learner = trained_from(network, Segmentation, source, config, folder, budget=budget, progress=progress)
+    return None if learner is None else mean_iou(learner.encoder, test, window=config.eval_size, progress=progress)
