@@ -36,9 +36,9 @@ test: install  ## run the tests and validate the notebooks
 	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadscope
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env notebooks --numprocesses 2 --dist loadscope
 
-record: install  ## train and record missing evidence for BUDGET minutes at SCALE
+record: install  ## train, measure and record missing evidence for BUDGET minutes at SCALE
 	@echo "==> recording evidence at $(SCALE) scale for at most $(BUDGET) minutes"
-	$(BIN)/python -m lib.train --evidence $(SCALE) --budget $(BUDGET); status=$$?; [ $$status -eq 3 ] || exit $$status
+	$(BIN)/python -m lib.evidence $(SCALE) --budget $(BUDGET); status=$$?; [ $$status -eq 3 ] || exit $$status
 
 notebooks: install  ## make the notebooks from notebooks/percent: sync, execute, strip
 	$(BIN)/python -m lib.results.chapters --write

@@ -1,14 +1,12 @@
 """One run: train a recipe entry, evaluate it, and keep both in the run store.
 
 python -m lib.train small/ibot masking=attmask_high seed=1
-python -m lib.train --evidence small --budget 60
 torchrun --nproc-per-node 4 -m lib.train paper/ibot_20pct masking=attmask_high
 """
 
 import argparse
 import os
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from lib.learning.contrastive import Contrastive, ContrastiveConfig
 from lib.learning.pretext import Colorization, ColorizationConfig, Jigsaw, JigsawConfig, Rotation, RotationConfig
 from lib.learning.supervised import Supervised, SupervisedConfig
 from lib.models import network_of
-from lib.results.runs import Run, open_run, records
+from lib.results.runs import Run, open_run
 from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, seeded, train, training_steps, wait_for_all
 
 # method -> (its configuration, its learner); a learner is made from (configuration, steps)
@@ -175,42 +173,6 @@ def _make(found: Run, config: TrainingConfig, device, budget, root, progress) ->
     wait_for_all()
 
 
-def run_evidence(scale: str, *, budget: float | None = None, device=None, root: str | Path | None = None) -> bool:
-    """Train and record what is missing of a scale's evidence, in its order, until ``budget`` seconds have passed.
-
-    A run that fails is reported and the next one goes on.
-
-    Returns:
-        Whether nothing is missing now.
-    """
-    started = time.monotonic()
-    device = torch.device(device or default_device())
-    wanted = recipes.evidence(scale, device.type)
-    recorded = set(records().get("key", []))
-    complete = True
-    for number, (entry, overrides) in enumerate(wanted, 1):
-        title = f"[{number}/{len(wanted)}] {entry} " + " ".join(f"{k}={v}" for k, v in overrides.items())
-        if find_run(entry, **overrides).key in recorded:
-            print(f"{title}: recorded")
-            continue
-        left = None if budget is None else budget - (time.monotonic() - started)
-        if left is not None and left <= 0:
-            print(f"{title}: no time left; the same command continues here")
-            return False
-        print(title, flush=True)
-        try:
-            found = run(entry, budget=left, device=device, root=root, record=True, **overrides)
-        except (ValueError, RuntimeError) as error:
-            print(f"{title}: failed: {error}", file=sys.stderr)
-            complete = False
-            continue
-        if not found.finished:
-            print(f"{title}: stopped at the time budget; the same command continues here")
-            return False
-        print(f"{title}: k-NN {found.metrics['knn']:.1f}%, untrained {found.metrics['untrained_knn']:.1f}%", flush=True)
-    return complete
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", nargs="?", metavar="ENTRY", help="recipe entry, scale/name; without one, all entries are listed")
@@ -219,16 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the default is a GPU if there is one")
     parser.add_argument("--root", help="folder of the data set; the default is $COMPANION_DATA, then the Hub")
     parser.add_argument("--record", action="store_true", help="leave a line in records/ when finished")
-    parser.add_argument(
-        "--evidence",
-        metavar="SCALE",
-        choices=recipes.SCALES,
-        help="instead of an entry: train and record what is missing of a scale's evidence",
-    )
     options = parser.parse_intermixed_args(arguments)
     budget = None if options.budget is None else 60 * options.budget
-    if options.evidence:
-        return 0 if run_evidence(options.evidence, budget=budget, device=options.device, root=options.root) else 3
     if options.entry is None:
         for name in recipes.names():
             print(f"{name:32} {recipes.entry(name).about}")

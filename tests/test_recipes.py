@@ -128,22 +128,27 @@ def test_notebooks_find_their_entries_at_every_scale(scale, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_evidence_names_runs_without_repetition(scale, device):
     wanted = recipes.evidence(scale, device)
-    keys = [find_run(entry, **overrides).key for entry, overrides in wanted]
+    keys = [find_run(entry, **overrides).key for entry, overrides, _ in wanted]
     assert len(keys) == len(set(keys))
+    for measurement in {name for _, _, measurements in wanted for name in measurements}:
+        assert recipes.measurement(scale, measurement)
     if scale == "paper":
         assert bool(wanted) == (device == "cuda")
     if scale == "small":
-        seeds = {overrides["seed"] for _, overrides in wanted}
+        seeds = {overrides["seed"] for _, overrides, _ in wanted}
         assert len(seeds) >= 3
     if scale == "smoke":
         assert not wanted
 
 
 def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
-    items = [{"entry": "a", "device": "cpu", "seed": [0, 1], "masking": ["x", "y"]}, {"entry": "b", "device": "cuda", "seed": 3}]
+    items = [
+        {"entry": "a", "device": "cpu", "seed": [0, 1], "masking": ["x", "y"]},
+        {"entry": "b", "device": "cuda", "measure": ["knn"], "seed": 3},
+    ]
     monkeypatch.setattr(recipes, "_read", lambda scale: {"evidence": items})
-    assert recipes.evidence("small", "cpu") == [("small/a", {"seed": s, "masking": m}) for s in (0, 1) for m in ("x", "y")]
-    assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3})]
+    assert recipes.evidence("small", "cpu") == [("small/a", {"seed": s, "masking": m}, []) for s in (0, 1) for m in ("x", "y")]
+    assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3}, ["knn"])]
 
 
 # ---- the papers' settings ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from lib import paths, recipes
+from lib.downstream import FINE_TUNED
 from lib.measure import MEASUREMENTS
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.runs import Run, append_line, open_run, records
@@ -123,11 +124,13 @@ def test_the_landscape_is_the_published_one(published):
 
 
 def test_every_claim_with_evidence_can_be_answered():
-    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(MEASUREMENTS)
+    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(MEASUREMENTS) | set(FINE_TUNED)
     for claim in papers.claim_details():
-        if how := claim["evidence"]:
-            assert how["experiment"] in experiments and how["metrics"], claim["id"]
-            assert ("limit" in how) != ("better" in how)
+        rules = claim["evidence"] or []
+        for rule in rules if isinstance(rules, list) else [rules]:
+            named = rule["experiment"] if isinstance(rule["experiment"], list) else [rule["experiment"]]
+            assert experiments.issuperset(named) and rule["metrics"], claim["id"]
+            assert ("limit" in rule) != ("better" in rule)
 
 
 # ---- verdicts ---------------------------------------------------------------------------------------------------------
@@ -223,6 +226,40 @@ def test_the_strongest_alternative_counts():
 
     scale, gaps = evidence({"evidence": how}, pd.DataFrame(rows))
     assert scale == "small" and gaps.tolist() == [3.0, 2.0]
+
+
+def test_a_claim_on_two_tasks_counts_the_seeds_that_have_both():
+    video = [(52.0, 50.0), (55.0, 51.0), (70.0, 50.0)]  # (better, worse) of seeds 0, 1, 2
+    rows = []
+    for seed, (high, block) in enumerate(video):
+        rows.append(record("attmask_high", seed, 0.0, experiment="video", j_mean=high, f_mean=high + 2))
+        rows.append(record("block", seed, 0.0, experiment="video", j_mean=block, f_mean=block))
+    assert judge(rows, "attmask-9").verdict == "not run"  # one of its two tasks says nothing of the other
+    for seed, gap in enumerate((1.0, -1.0)):
+        rows.append(record("attmask_high", seed, 0.0, experiment="segmentation", miou=20.0 + gap))
+        rows.append(record("block", seed, 0.0, experiment="segmentation", miou=20.0))
+    found = judge(rows, "attmask-9")
+    assert found.seeds == 2 and found.gap_mean == pytest.approx(((3 + 1) / 2 + (5 - 1) / 2) / 2)
+
+
+def test_methods_that_differ_in_their_own_keys_are_compared():
+    def line(method, masking, seed, experiment, **own):
+        figure = {"knn": own.pop("knn")} if "knn" in own else {"linear": own.pop("linear")}
+        row = record(masking, seed, 0.0, experiment=experiment) | {f"config.{k}": v for k, v in {"method": method, **own}.items()}
+        del row["metrics.knn"]
+        return row | {f"metrics.{k}": v for k, v in figure.items()}
+
+    rows = [
+        line("ibot", "attmask_hint", 0, "strategies", knn=40.0),
+        line("ibot", "attmask_low", 0, "strategies", knn=90.0),  # of another method: no opponent
+        line("mst", "attmask_low", 0, "methods", knn=37.0, decoder_dim=128, restoration=1.0),
+        line("ibot", "attmask_hint", 0, "linear", linear=50.0),
+        line("mst", "attmask_low", 0, "linear", linear=49.0, decoder_dim=128, restoration=1.0),
+    ]
+    found = judge(rows, "attmask-11")
+    assert found.seeds == 1 and found.gap_mean == pytest.approx((3 + 1) / 2) and found.verdict == "inconclusive"
+    rows[2]["config.lr"] = 7.0  # not the same setting any more
+    assert judge(rows, "attmask-11").verdict == "not run"
 
 
 def test_curves_compare_by_their_mean_after_the_start():

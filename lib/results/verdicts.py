@@ -72,43 +72,54 @@ def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """The scale and the gaps, one a seed, that answer a claim; an empty scale and no gaps when there are none."""
-    how = claim["evidence"]
-    if not how or records.empty:
-        return "", np.empty(0)
-    chosen = records[records.experiment == how["experiment"]]
-    for key, value in how.get("where", {}).items():
-        chosen = chosen[chosen.get(f"config.{key}", pd.Series(index=chosen.index)) == value]
-    for scale in EVIDENCE:
-        here = chosen[chosen.scale == scale]
-        gaps = _margins(here, how) if "limit" in how else _paired(here, how)
+    """The scale and the gaps, one a seed, that answer a claim; an empty scale and no gaps when there are none.
+
+    A claim on several experiments has a rule for each: a seed counts that all of them have, with the mean of its gaps.
+    """
+    rules = _listed(claim["evidence"] or [])
+    for scale in EVIDENCE if rules and not records.empty else ():
+        here = records[records.scale == scale]
+        gaps = pd.concat([_gaps(here, rule) for rule in rules], axis=1, join="inner").mean(axis=1)
         if len(gaps):
-            return scale, gaps
+            return scale, gaps.to_numpy()
     return "", np.empty(0)
 
 
-def _margins(records: pd.DataFrame, how: dict) -> np.ndarray:
+def _listed(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _gaps(records: pd.DataFrame, rule: dict) -> pd.Series:
+    chosen = records[records.experiment.isin(_listed(rule["experiment"]))]
+    for key, value in rule.get("where", {}).items():
+        chosen = chosen[chosen.get(f"config.{key}", pd.Series(index=chosen.index)) == value]
+    return _margins(chosen, rule) if "limit" in rule else _paired(chosen, rule)
+
+
+def _margins(records: pd.DataFrame, rule: dict) -> pd.Series:
     """How far a measured ratio stays below its limit, one a record."""
-    column = f"metrics.{how['metrics'][0]}"
-    return (how["limit"] - records[column].dropna()).to_numpy() if column in records else np.empty(0)
+    column = f"metrics.{rule['metrics'][0]}"
+    return rule["limit"] - records[column].dropna() if column in records else pd.Series(dtype=float)
 
 
-def _paired(records: pd.DataFrame, how: dict) -> np.ndarray:
-    """Differences between runs that share everything but ``field``, one a seed, of the setting with the most seeds."""
-    field = f"config.{how['field']}"
-    if records.empty or field not in records:
-        return np.empty(0)
-    shared = [c for c in records if c.startswith("config.") and c not in (field, "config.seed")]
+def _paired(records: pd.DataFrame, rule: dict) -> pd.Series:
+    """Differences between runs that share everything but the fields and what one side has alone, by seed, of the setting with the most seeds."""
+    fields = [f"config.{name}" for name in _listed(rule["field"])]
+    best = pd.Series(dtype=float)
+    if records.empty or not set(fields) <= set(records):
+        return best
+    better, *worse = [tuple(_listed(side)) for side in (rule["better"], *rule["worse"])]
+    apart = {*fields, "config.seed", *(f"config.{name}" for name in rule.get("alone", []))}
+    shared = [c for c in records if c.startswith("config.") and c not in apart]
     setting = records[[*shared, "device"]].map(repr).agg("|".join, axis=1)
-    best = np.empty(0)
     for _, group in records.groupby(setting, sort=False):
-        scores = {name: part.set_index("config.seed") for name, part in group.groupby(field)}
-        if how["better"] not in scores or not set(how["worse"]) <= set(scores):
+        scores = {names: part.set_index("config.seed") for names, part in group.groupby(fields)}
+        if not {better, *worse} <= set(scores):
             continue
-        gaps = [_gap(scores[how["better"]], [scores[name] for name in how["worse"]], metric) for metric in how["metrics"]]
+        gaps = [_gap(scores[better], [scores[names] for names in worse], metric) for metric in rule["metrics"]]
         mean = pd.concat(gaps, axis=1).dropna().mean(axis=1)
         if len(mean) >= max(len(best), 1):
-            best = mean.to_numpy()
+            best = mean
     return best
 
 

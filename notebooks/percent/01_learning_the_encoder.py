@@ -175,7 +175,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## The evidence
 #
-# Recorded runs on real images (`python -m lib.train --evidence small`), each at most three quarters of an hour on a CPU. DINO, MST and AttMask inside
+# Recorded runs on real images (`python -m lib.evidence small`), each at most three quarters of an hour on a CPU. DINO, MST and AttMask inside
 # iBOT, the talk's own answers to "which pretext task is general?", stand beside the older ones; they have a longer recipe.
 
 # %% tags=["nbval-ignore-output"]
