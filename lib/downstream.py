@@ -78,7 +78,7 @@ def tested_on(made: Measurement, *, root: str | Path | None = None, device="cpu"
 
 
 def _configure(made: Measurement) -> TrainingConfig:
-    settings = recipes.measurement(made.scale, made.experiment) | {key: made.run.config[key] for key in FROM_RUN}
+    settings = made.settings | {key: made.run.config[key] for key in FROM_RUN}
     return recipes.configure(recipes.Entry(made.scale, made.experiment, "", "", settings), FINE_TUNED[made.experiment][0], {})
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from lib import recipes
-from lib.measure import measure
-from lib.results.runs import Measurement, Result, records
+from lib.measure import measure, measurement_of
+from lib.results.runs import Result, records
 from lib.train import default_device, find_run, run
 
 
@@ -42,16 +42,16 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
     def left() -> float | None:
         return None if budget is None else max(0.0, budget - (time.monotonic() - started))
 
-    def make(entry: str, overrides: dict, name: str | None) -> Result:
+    def make(entry: str, overrides: dict, name: str, settings: dict) -> Result:
         options = dict(device=device, root=root, record=True, progress=progress)
         trained = run(entry, budget=left(), **options, **overrides)
-        return measure(name, trained, budget=left(), **options) if name and trained.finished else trained
+        return measure(name, trained, budget=left(), **options, **settings) if name and trained.finished else trained
 
     for number, (entry, overrides, measurements) in enumerate(wanted, 1):
         found = find_run(entry, **overrides)
-        for name in (None, *measurements):
-            title = " ".join([f"[{number}/{len(wanted)}]", entry, *(f"{k}={v}" for k, v in overrides.items()), *([name] if name else [])])
-            result = Measurement(found, name, recipes.measurement(scale, name)) if name else found
+        for name, settings in (("", {}), *measurements):  # the run itself, then its measurements
+            title = " ".join(filter(None, [f"[{number}/{len(wanted)}]", entry, _words(overrides), name, _words(settings)]))
+            result = measurement_of(found, name, **settings) if name else found
             if result.key in recorded:
                 print(f"{title}: recorded")
                 continue
@@ -60,7 +60,7 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
                 return False
             print(title, flush=True)
             try:
-                result = make(entry, overrides, name)
+                result = make(entry, overrides, name, settings)
             except (ImportError, RuntimeError, ValueError) as error:
                 print(f"{title}: failed: {error}", file=sys.stderr)
                 complete = False
@@ -73,6 +73,10 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
             figures = {metric: value for metric, value in result.metrics.items() if isinstance(value, float)}
             print(f"{title}: " + ", ".join(f"{metric} {value:.1f}" for metric, value in list(figures.items())[:4]), flush=True)
     return complete
+
+
+def _words(overrides: dict) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def main(arguments: list[str] | None = None) -> int:

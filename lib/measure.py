@@ -1,6 +1,7 @@
 """Measurements of networks that are trained already: of a finished run, or of a checkpoint that the authors released.
 
 python -m lib.measure localization small/supervised_cpu pooling=simpool seed=0 --record
+python -m lib.measure localization small/supervised_cpu pooling=simpool localization.data=horses localization.split=test
 python -m lib.measure discovery small/ibot_cpu masking=attmask_high seed=0 --record
 python -m lib.measure finetune small/ibot_cpu masking=attmask_high seed=0 --budget 30
 python -m lib.measure released attmask_high checkpoint.pth
@@ -57,6 +58,7 @@ def measure(
     budget: float | None = None,
     record: bool = False,
     progress: bool = True,
+    **overrides,
 ) -> Measurement:
     """Measure a finished run, or load what was measured before.
 
@@ -68,17 +70,15 @@ def measure(
         device: None is the GPU if there is one, else the CPU.
         record: leave a line in ``records/``.
         progress: show bars.
+        overrides: settings of the measurement and other values for them.
 
     Returns:
         The measurement; ``finished`` is False when the budget ended first.
 
     Raises:
-        ValueError: an unknown measurement, a run that is not finished, or missing data.
+        ValueError: an unknown measurement or setting, a run that is not finished, or missing data.
     """
-    if name not in (*MEASUREMENTS, *FINE_TUNED):
-        raise ValueError(f"name: got {name!r}, accepts {', '.join((*MEASUREMENTS, *FINE_TUNED))}")
-    settings = recipes.measurement(found.scale, name)
-    made = Measurement(found, name, settings)
+    made = measurement_of(found, name, **overrides)
     if not made.finished:
         found.result()  # says so where the run is not finished
         device = torch.device(device or default_device())
@@ -86,6 +86,7 @@ def measure(
             with found.lock():
                 fine_tune_run(made, root=root, device=device, budget=budget, progress=progress)
         else:
+            settings = made.settings
             images, fingerprints, left_out = _images(found, settings, root=root, device=device, progress=progress)
             networks = load_encoder(found, device), untrained_encoder(found, device)
             metrics = MEASUREMENTS[name](*networks, images, **settings, progress=progress)
@@ -94,6 +95,21 @@ def measure(
     if record and made.finished:
         made.record()
     return made
+
+
+def measurement_of(found: Run, name: str, **overrides) -> Measurement:
+    """A run's measurement, finished or not; arguments and errors as of ``measure``."""
+    if name not in (*MEASUREMENTS, *FINE_TUNED):
+        raise ValueError(f"name: got {name!r}, accepts {', '.join((*MEASUREMENTS, *FINE_TUNED))}")
+    settings = recipes.measurement(found.scale, name)
+    for key in overrides:
+        if key not in settings:
+            raise ValueError(f"{name}.{key}: unknown setting, {name} at the scale {found.scale} accepts {', '.join(settings)}")
+        default, value = settings[key], overrides[key]
+        alike = isinstance(value, (int, float) if isinstance(default, float) else type(default)) or None in (default, value)
+        if name in MEASUREMENTS and (isinstance(value, bool) or not alike):  # those that train check their own
+            raise ValueError(f"{name}.{key}: got {value!r}, accepts {type(default).__name__}, like {default!r}")
+    return Measurement(found, name, settings | overrides)
 
 
 def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str], int]:
@@ -156,7 +172,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("measurement", choices=(*MEASUREMENTS, *FINE_TUNED, "released"))
     parser.add_argument("entry", metavar="ENTRY", help="recipe entry of a finished run, scale/name; or the name of a released checkpoint")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the entry and other values for them; or the checkpoint")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="keys of the entry, or MEASUREMENT.key for its own, and other values for them; or the checkpoint",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the default is a GPU if there is one")
     parser.add_argument("--root", help="folder of the data set; the default is $COMPANION_DATA, then the Hub")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop a fine-tuning after this time; the same command resumes it")
@@ -168,9 +189,14 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"file: got {options.overrides}, accepts one file after the name of the released checkpoint")
             print(measure_released(options.entry, options.overrides[0], root=options.root, device=options.device).round(1).to_string())
             return 0
-        found = find_run(options.entry, **dict(recipes.parse(assignment) for assignment in options.overrides))
+        overrides = dict(recipes.parse(assignment) for assignment in options.overrides)
+        prefix = f"{options.measurement}."
+        settings = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
+        found = find_run(options.entry, **overrides)
         budget = None if options.budget is None else 60 * options.budget
-        made = measure(options.measurement, found, root=options.root, device=options.device, budget=budget, record=options.record)
+        made = measure(
+            options.measurement, found, root=options.root, device=options.device, budget=budget, record=options.record, **settings
+        )
     except (ImportError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

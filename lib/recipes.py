@@ -103,20 +103,21 @@ def fractions(scale: str, device: str) -> list[float]:
     return chosen[device] if isinstance(chosen, dict) else chosen
 
 
-def evidence(scale: str, device: str) -> list[tuple[str, dict, list[str]]]:
-    """What a scale's evidence on a kind of device consists of, the most wanted first: (entry, overrides, measurements) of each run.
+def evidence(scale: str, device: str) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
+    """What a scale's evidence on a kind of device consists of, the most wanted first: (entry, overrides, measurements) of each run, a
+    measurement being (name, overrides).
 
-    An item of the file's ``evidence`` names an entry and the device (``cpu`` or ``cuda``), the measurements of its runs in ``measure``, and
-    gives values, or lists of them, for some keys of the entry; the first key varies slowest.
+    An item of the file's ``evidence`` names an entry and the device (``cpu`` or ``cuda``), the measurements of its runs in ``measure``, as
+    ``name`` or ``name key=value …``, and gives values, or lists of them, for some keys of the entry; the first key varies slowest.
     """
     runs = []
     for item in _read(scale).get("evidence", []):
         if item["device"] == device:
             keys = [key for key in item if key not in ("entry", "device", "measure")]
             values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
-            runs += [
-                (f"{scale}/{item['entry']}", dict(zip(keys, chosen)), item.get("measure", [])) for chosen in itertools.product(*values)
-            ]
+            named = [words.split() for words in item.get("measure", [])]
+            measured = [(name, dict(map(parse, assignments))) for name, *assignments in named]
+            runs += [(f"{scale}/{item['entry']}", dict(zip(keys, chosen)), measured) for chosen in itertools.product(*values)]
     return runs
 
 

@@ -43,6 +43,7 @@ TINY = dict(
     fraction=0.02, epochs=1, batch_size=8, canvas=32, train_size=16, eval_size=16, knn_epochs=0, knn_k=[1], checkpoint_steps=9, log_steps=1,
     pooling="simpool", eval_crop=0.75,
 )  # fmt: skip
+TINY_WORDS = [f"{key}={value}" for key, value in TINY.items()]
 SCENES = 8
 
 
@@ -549,11 +550,18 @@ def test_other_settings_are_measured_anew(found, monkeypatch):
 
 
 def test_the_command_measures(found, capsys):
-    arguments = [f"{key}={value}" for key, value in TINY.items()]
-    assert main(["localization", ENTRY, *arguments, "--device=cpu"]) == 0
+    assert main(["localization", ENTRY, *TINY_WORDS, "--device=cpu"]) == 0
     printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     metrics = small("localization", found).metrics
     assert {name.strip(): float(value) for name, value in printed.items()} == {k: pytest.approx(v, abs=5.1e-3) for k, v in metrics.items()}
+
+
+def test_the_command_measures_with_other_settings(found, capsys):
+    assert main(["localization", ENTRY, *TINY_WORDS, "localization.box_size=112", "--device=cpu"]) == 0
+    other, usual = small("localization", found, box_size=112), small("localization", found)
+    assert other.file != usual.file and other.settings == usual.settings | {"box_size": 112}
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(printed["attention_maxbox"]) == pytest.approx(other.metrics["attention_maxbox"], abs=5.1e-3)
 
 
 @pytest.mark.parametrize(
@@ -564,6 +572,10 @@ def test_the_command_measures(found, capsys):
         ([ENTRY, "seed"], "override: got 'seed'"),
         ([ENTRY, "seed=77"], ".*(not finished|missing)"),
         (["paper/supervised_vit_s"], ".*(not finished|missing)"),
+        ([ENTRY, *TINY_WORDS, "localization.pixels=3"], "localization.pixels: unknown setting, .* accepts .*box_size"),
+        ([ENTRY, *TINY_WORDS, "localization.box_size=large"], "localization.box_size: got 'large', accepts int, like 224"),
+        ([ENTRY, *TINY_WORDS, "localization.box_size=true"], "localization.box_size: got True"),
+        ([ENTRY, *TINY_WORDS, "discovery.data=horses"], "discovery.data: unknown key"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(found, arguments, message, capsys):
@@ -617,6 +629,16 @@ def test_recorded_measurements_keep_their_own_and_the_runs_keys(evidence):
     assert list(table.attention_mass) == [40.0, 41.0, 42.0]
     assert recorded("localization", pooling="gap").attention_mass.isna().all()
     assert recorded("localization", pooling="max").empty and recorded("nothing", pooling="gap").empty
+
+
+def test_measurements_on_several_sets_are_several_settings(evidence):
+    trained, _ = evidence[0]
+    on_horses = Measurement(trained, "localization", dict(data="horses", box_size=224))
+    on_horses.finish({"cam_maxbox": 90.0}, data={"test": "y"}, device=torch.device("cpu"))
+    on_horses.record()
+    table = spread(recorded("localization"), "pooling", ("cam_maxbox",)).cam_maxbox
+    assert table["small/toy on horses", "simpool"] == 90.0 and table["small/toy on imagenette", "simpool"] == 22.0
+    assert set(recorded("supervised").setting) == {"small/toy"}
 
 
 def test_recorded_runs_say_the_name_of_their_data_set(evidence):

@@ -7,6 +7,7 @@ import yaml
 
 from lib import paths, recipes
 from lib.distillation.methods import DistillationConfig
+from lib.measure import measurement_of
 from lib.train import METHODS, configure, find_run
 from lib.training import TrainingConfig
 
@@ -130,8 +131,9 @@ def test_evidence_names_runs_without_repetition(scale, device):
     wanted = recipes.evidence(scale, device)
     keys = [find_run(entry, **overrides).key for entry, overrides, _ in wanted]
     assert len(keys) == len(set(keys))
-    for measurement in {name for _, _, measurements in wanted for name in measurements}:
-        assert recipes.measurement(scale, measurement)
+    for entry, overrides, measurements in wanted:
+        measured = [measurement_of(find_run(entry, **overrides), name, **settings).key for name, settings in measurements]
+        assert len(measured) == len(set(measured))
     if scale == "paper":
         assert bool(wanted) == (device == "cuda")
     if scale == "small":
@@ -144,11 +146,11 @@ def test_evidence_names_runs_without_repetition(scale, device):
 def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
     items = [
         {"entry": "a", "device": "cpu", "seed": [0, 1], "masking": ["x", "y"]},
-        {"entry": "b", "device": "cuda", "measure": ["knn"], "seed": 3},
+        {"entry": "b", "device": "cuda", "measure": ["knn", "video data=davis2017 topk=3"], "seed": 3},
     ]
     monkeypatch.setattr(recipes, "_read", lambda scale: {"evidence": items})
     assert recipes.evidence("small", "cpu") == [("small/a", {"seed": s, "masking": m}, []) for s in (0, 1) for m in ("x", "y")]
-    assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3}, ["knn"])]
+    assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3}, [("knn", {}), ("video", {"data": "davis2017", "topk": 3})])]
 
 
 # ---- the papers' settings ---------------------------------------------------------------------------------------------

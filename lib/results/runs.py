@@ -163,6 +163,12 @@ class Measurement(Result):
         object.__setattr__(self, "run", run)
 
     @property
+    def settings(self) -> dict:
+        """Its own settings."""
+        prefix = f"{self.experiment}."
+        return {key.removeprefix(prefix): value for key, value in self.config.items() if key.startswith(prefix)}
+
+    @property
     def file(self) -> Path:
         return self.run.folder / f"{self.experiment}-{self.key}.json"
 

@@ -15,14 +15,17 @@ def recorded(experiment: str, **chosen) -> pd.DataFrame:
         chosen: keys of the configuration and the values to keep, ``masking="block"`` for one.
 
     Returns:
-        A row a run, named by entry and seed: ``setting``, the entry, and by their own names all keys of the configuration, all
-        metrics, ``device`` and ``seconds``.
+        A row a run, named by entry and seed: ``setting``, the entry, with the data where measurements on several sets are recorded, and by
+        their own names all keys of the configuration, all metrics, ``device`` and ``seconds``.
     """
     records = runs.records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *chosen])
     table = records.rename(columns=lambda name: name.removeprefix("metrics.").removeprefix("config."))
     table = table.loc[:, ~table.columns.duplicated(keep="last")].assign(setting=table.entry)
+    measured = f"{experiment}.data"
+    if measured in table and table[measured].nunique() > 1:
+        table["setting"] += " on " + table[measured]
     for key, value in chosen.items():
         table = table[table[key] == value]
     return table.set_index(table.entry + ", seed " + table.seed.astype(str))

@@ -119,7 +119,7 @@ pd.DataFrame({names[p]: {label: run.metrics[key] for key, label in columns.items
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import beside_paper, recorded, spread
 
-evidence = spread(recorded("self_supervised"), "pooling")
+evidence = spread(recorded("self_supervised", masking="none"), "pooling")
 paper = published.vit_s_knn.rename({"baseline": "none"})
 beside_paper(evidence, paper).rename(index=names).round(1)
 
@@ -127,7 +127,7 @@ beside_paper(evidence, paper).rename(index=names).round(1)
 # And a linear classifier on frozen features: the last four blocks' class tokens, or SimPool's vector.
 
 # %% tags=["nbval-ignore-output"]
-linear = spread(recorded("linear", method="dino"), "pooling", ("linear", "linear_best", "untrained_linear"))
+linear = spread(recorded("linear", method="dino", masking="none"), "pooling", ("linear", "linear_best", "untrained_linear"))
 beside_paper(linear, published.vit_s_linear.rename({"baseline": "none"}), "linear").rename(index=names).round(1)
 
 # %% tags=["nbval-ignore-output"]
