@@ -50,7 +50,7 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
     for number, (entry, overrides, measurements) in enumerate(wanted, 1):
         found = find_run(entry, **overrides)
         for name, settings in (("", {}), *measurements):  # the run itself, then its measurements
-            title = " ".join(filter(None, [f"[{number}/{len(wanted)}]", entry, _words(overrides), name, _words(settings)]))
+            title = " ".join(filter(None, [f"[{number}/{len(wanted)}]", entry, recipes.words(overrides), name, recipes.words(settings)]))
             result = measurement_of(found, name, **settings) if name else found
             if result.key in recorded:
                 print(f"{title}: recorded")
@@ -73,10 +73,6 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
             figures = {metric: value for metric, value in result.metrics.items() if isinstance(value, float)}
             print(f"{title}: " + ", ".join(f"{metric} {value:.1f}" for metric, value in list(figures.items())[:4]), flush=True)
     return complete
-
-
-def _words(overrides: dict) -> str:
-    return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def main(arguments: list[str] | None = None) -> int:

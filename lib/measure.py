@@ -8,6 +8,7 @@ python -m lib.measure released attmask_high checkpoint.pth
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,8 +77,10 @@ def measure(
         The measurement; ``finished`` is False when the budget ended first.
 
     Raises:
-        ValueError: an unknown measurement or setting, a run that is not finished, or missing data.
+        ValueError: an unknown measurement or setting, a run that is not finished, missing data, or more than one process.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"processes: got {processes} of torchrun, measurements accept one")
     made = measurement_of(found, name, **overrides)
     if not made.finished:
         found.result()  # says so where the run is not finished

@@ -6,6 +6,8 @@ An entry is named ``scale/name``. Its keys are the fields of its method's config
 
 import dataclasses
 import itertools
+import json
+import shlex
 from functools import cache
 
 import yaml
@@ -138,6 +140,35 @@ def configure(chosen: Entry, config_class: type, overrides: dict):
         raise ValueError(f"{where}: lacks {', '.join(missing)}")
     settings = chosen.settings | overrides
     return config_class(**{key: _typed(key, value, known[key]) for key, value in settings.items()})
+
+
+def overrides(name: str, config: dict) -> dict:
+    """The keys of a run's or a measurement's configuration that the entry, or the measurement at its scale, has otherwise now.
+
+    Args:
+        name: ``scale/name`` of an entry.
+        config: its keys are the entry's, and ``measurement.key`` those of measurements.
+    """
+    try:
+        known = dict(entry(name).settings)
+    except ValueError:  # records may be older than the entries
+        return {}
+    for measured in {key.partition(".")[0] for key in config if "." in key}:
+        known |= {f"{measured}.{key}": value for key, value in measurement(name.partition("/")[0], measured).items()}
+    return {key: value for key, value in config.items() if key not in known or not _same(value, known[key])}
+
+
+def _same(value, other) -> bool:
+    try:
+        return float(value) == float(other)  # YAML 1.1 reads 1e-4 as a string
+    except (TypeError, ValueError):
+        return value == other
+
+
+def words(overrides: dict) -> str:
+    """Overrides as on a command line; ``parse`` reads each of them."""
+    values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in overrides.items()}
+    return shlex.join(f"{key}={value}" for key, value in values.items())
 
 
 def parse(assignment: str) -> tuple[str, object]:

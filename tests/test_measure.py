@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -415,7 +416,9 @@ def test_a_measurement_is_of_the_trained_and_the_untrained_network(found):
     assert result["config"] == found.config | {
         "localization.data": "scenes", "localization.split": "validation", "localization.canvas": 64, "localization.box_size": 224,
     }  # fmt: skip
-    assert result["command"] == "python -m lib.measure localization smoke/supervised" and "commit" in result
+    command, words = result["command"].split(ENTRY)
+    assert command == "python -m lib.measure localization " and "commit" in result
+    assert find_run(ENTRY, **dict(map(recipes.parse, shlex.split(words)))).key == found.key
 
 
 def test_what_was_measured_is_loaded(found, monkeypatch):
@@ -562,6 +565,12 @@ def test_the_command_measures_with_other_settings(found, capsys):
     assert other.file != usual.file and other.settings == usual.settings | {"box_size": 112}
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(printed["attention_maxbox"]) == pytest.approx(other.metrics["attention_maxbox"], abs=5.1e-3)
+
+
+def test_several_processes_are_refused_before_they_wait_for_each_other(found, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["localization", ENTRY, *TINY_WORDS, "--device=cpu"]) == 1
+    assert capsys.readouterr().err == "error: processes: got 2 of torchrun, measurements accept one\n"
 
 
 @pytest.mark.parametrize(

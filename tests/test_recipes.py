@@ -1,6 +1,7 @@
 """Every number of every recipe entry, and what happens to a wrong one."""
 
 import dataclasses
+import shlex
 
 import pytest
 import yaml
@@ -151,6 +152,18 @@ def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
     monkeypatch.setattr(recipes, "_read", lambda scale: {"evidence": items})
     assert recipes.evidence("small", "cpu") == [("small/a", {"seed": s, "masking": m}, []) for s in (0, 1) for m in ("x", "y")]
     assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3}, [("knn", {}), ("video", {"data": "davis2017", "topk": 3})])]
+
+
+def test_overrides_are_what_the_entry_has_otherwise_and_words_bring_them_back():
+    given = dict(seed=3, masking="attmask_high", mask_ratio=[0.2, 0.4], lr=1e-5, share_ratio=False)
+    config = find_run("small/ibot_cpu", **given).config
+    assert recipes.overrides("small/ibot_cpu", config) == given
+    measured = {f"video.{key}": value for key, value in recipes.measurement("small", "video").items()}
+    assert recipes.overrides("small/ibot_cpu", config | measured | {"video.topk": 9}) == given | {"video.topk": 9}
+    assert dict(map(recipes.parse, shlex.split(recipes.words(given)))) == given | {"lr": "1e-05"}  # which a float field reads
+    assert find_run("small/ibot_cpu", **dict(map(recipes.parse, shlex.split(recipes.words(given))))).config == config
+    assert recipes.overrides("small/ibot_cpu", find_run("small/ibot_cpu").config) == {} and recipes.words({}) == ""
+    assert recipes.overrides("small/gone", config) == {}
 
 
 # ---- the papers' settings ---------------------------------------------------------------------------------------------

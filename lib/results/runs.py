@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from lib import paths
+from lib import paths, recipes
 from lib.training import read_log
 
 CONFIG, RESULT, WEIGHTS = "config.json", "result.json", "encoder.safetensors"
@@ -84,7 +84,7 @@ class Result(ABC):
         result = {
             "entry": self.entry,
             "key": self.key,
-            "command": self.command,
+            "command": f"{self.command} {recipes.words(recipes.overrides(self.entry, self.config))}".strip(),
             "config": self.config,
             "metrics": metrics,
             "seconds": None if seconds is None else round(seconds, 1),

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from lib import recipes
 from lib.results import runs
 
 METRICS = {"knn": "k-NN, %", "accuracy": "top-1 accuracy, %"}
@@ -89,11 +90,27 @@ def recorded_curves(experiment: str, field: str, values: list[str], metric: str 
 
 
 def provenance(experiment: str | None = None) -> pd.DataFrame:
-    """How the records were made: a row a command, with the number of ``runs``, their mean ``minutes``, ``device`` and ``commits``."""
+    """How the records were made: a row a command, with the keys and values that it needs in ``with``, those of several runs side by side, the
+    number of ``runs``, their mean ``minutes``, ``device`` and ``commits``.
+    """
     records = runs.records(experiment)
     if records.empty:
-        return pd.DataFrame(columns=["experiment", "runs", "minutes", "device", "commits"])
-    grouped = records.assign(seconds=records.seconds.astype(float)).groupby(["command", "experiment", "device"], sort=False)
-    table = pd.DataFrame({"runs": grouped.size(), "minutes": (grouped.seconds.mean() / 60).round(1).astype(object).fillna("")})
-    table["commits"] = grouped.commit.unique().map(", ".join)
-    return table.reset_index().set_index("command")
+        return pd.DataFrame(columns=["experiment", "with", "runs", "minutes", "device", "commits"])
+    base = records.command.map(lambda command: " ".join(word for word in command.split() if "=" not in word))
+    rows = []
+    for (command, kind, device), group in records.assign(command=base).groupby(["command", "experiment", "device"], sort=False):
+        seconds = group.seconds.astype(float).mean()
+        minutes = "" if pd.isna(seconds) else round(seconds / 60, 1)
+        rows.append([command, kind, _differing(group), len(group), minutes, device, ", ".join(group.commit.unique())])
+    return pd.DataFrame(rows, columns=["command", "experiment", "with", "runs", "minutes", "device", "commits"]).set_index("command")
+
+
+def _differing(records: pd.DataFrame) -> str:
+    """What runs of one command override, ``key=value|value``."""
+    table = records[[name for name in records if name.startswith("config.")]]
+    keys = [name.removeprefix("config.") for name in table]
+    rows = (zip(keys, row) for row in table.itertuples(index=False))
+    configs = [{key: value for key, value in row if not (isinstance(value, float) and pd.isna(value))} for row in rows]
+    changed = {key for entry, config in zip(records.get("entry", [""] * len(records)), configs) for key in recipes.overrides(entry, config)}
+    values = {key: dict.fromkeys(str(config[key]) for config in configs if key in config) for key in keys if key in changed}
+    return " ".join(f"{key}={'|'.join(sorted(seen))}" for key, seen in values.items())

@@ -163,7 +163,8 @@ for name, columns in (("detection", ["ap_box_50", "ap_mask_50"]), ("segmentation
     lines = recorded(name)
     if len(lines):
         shown = [column for name in columns for column in (name, f"untrained_{name}")]
-        evidence.append(lines.groupby(["setting", "pooling"], sort=False)[shown].mean().round(1))
+        lines["masking"] = lines.get("masking", pd.Series(index=lines.index)).fillna("no masks")
+        evidence.append(lines.groupby(["setting", "masking", "pooling"], sort=False)[shown].mean().round(1))
 pd.concat(evidence, axis=1) if evidence else "no records yet"
 
 # %% tags=["nbval-ignore-output"]

@@ -215,8 +215,8 @@ for data, source in sources.items():
 # %% [markdown]
 # ## Recorded, and the paper's
 #
-# Over all images of Imagenette's validation set that have boxes, and of Weizmann's horses, with as many seeds as were recorded. The paper localizes birds (CUB)
-# and the objects of ImageNet-1k with ViT-S.
+# Over all images of Imagenette's validation set that have boxes, and of Weizmann's horses, with as many seeds as were recorded. The paper
+# localizes birds (CUB) and the objects of ImageNet-1k with ViT-S.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded, spread

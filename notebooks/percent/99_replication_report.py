@@ -67,8 +67,8 @@ verdict_table().join(claims().set_index("id").text)
 # %% [markdown]
 # ## The runs behind them
 #
-# Each line is a group of runs that differ in their seeds and in what their experiment compares; a `+` behind a commit means that the
-# sources were changed since. The command trains one of them again.
+# Each line is a group of runs that differ in their seeds and in what their experiment compares. The command with one of the values of each
+# key behind it trains, or measures, one of them again. A `+` behind a commit means that the sources were changed since.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import provenance
