@@ -31,12 +31,12 @@ from lib.evaluation.localization import (
     trivial_accuracy,
     true_objects,
 )
-from lib.measure import MEASUREMENTS, main, measure
+from lib.measure import MEASUREMENTS, main, measure, measurement_of
 from lib.models import create_model
 from lib.models.base import Features
 from lib.pooling import pooling_names
 from lib.results.runs import Measurement, Run, open_run, records
-from lib.results.tables import beside_paper, provenance, recorded, spread
+from lib.results.tables import beside_linear, beside_paper, provenance, recorded, spread
 from lib.train import find_run, load_encoder, run, untrained_encoder
 
 ENTRY = "smoke/supervised"
@@ -698,6 +698,33 @@ def test_provenance_of_measurements(evidence):
         table.loc["python -m lib.measure localization small/toy", "minutes"] == ""
         and table.loc["python -m lib.train small/toy", "minutes"] == 2.0
     )
+
+
+def test_provenance_says_what_a_command_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    for masking, seed in (("attmask_high", 0), ("block", 1)):
+        trained = find_run("small/ibot_cpu", masking=masking, seed=seed)
+        trained.folder.mkdir(parents=True, exist_ok=True)
+        trained.finish({"knn": 30.0}, data={}, device=torch.device("cpu"))
+        assert trained.result()["command"] == "python -m lib.train small/ibot_cpu" + (" masking=attmask_high" if seed == 0 else " seed=1")
+        trained.record()
+    table = provenance()
+    assert list(table.index) == ["python -m lib.train small/ibot_cpu"]
+    assert table["with"].item() == "seed=0|1 masking=attmask_high|block" and table.runs.item() == 2
+
+
+def test_linear_probes_stand_beside_the_run_with_the_same_pooling(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    for pooling, knn, linear in (("none", 30.0, 40.0), ("simpool", 35.0, 50.0)):
+        trained = find_run("small/dino_cpu", pooling=pooling)
+        trained.folder.mkdir(parents=True, exist_ok=True)
+        trained.finish({"knn": knn, "untrained_knn": 20.0}, data={}, device=torch.device("cpu"))
+        trained.record()
+        measured = measurement_of(trained, "linear")
+        measured.finish({"linear": linear, "untrained_linear": 25.0}, data={}, device=torch.device("cpu"))
+        measured.record()
+    (row,) = beside_linear(recorded("self_supervised", pooling="none")).to_dict("records")
+    assert (row["knn"], row["linear"], row["runs"]) == (30.0, 40.0, 1)
 
 
 def test_a_measurement_keeps_its_run(evidence):

@@ -62,10 +62,9 @@ def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty:
         return pd.DataFrame()
+    same = ["setting", "masking", "pooling", "seed"]
     metrics = ["task", "task_guess", "knn", "untrained_knn", "linear", "untrained_linear"]
-    table = table.merge(
-        recorded("linear")[["setting", "masking", "seed", "linear", "untrained_linear"]], how="left", on=["setting", "masking", "seed"]
-    )
+    table = table.merge(recorded("linear").reindex(columns=[*same, "linear", "untrained_linear"]), how="left", on=same)
     grouped = (
         table.reindex(columns=[*table, *(m for m in metrics if m not in table)])
         .fillna({"masking": "none"})
@@ -96,7 +95,9 @@ def provenance(experiment: str | None = None) -> pd.DataFrame:
     records = runs.records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["experiment", "with", "runs", "minutes", "device", "commits"])
-    base = records.command.map(lambda command: " ".join(word for word in command.split() if "=" not in word))
+    base = records.command.fillna("python -m lib.train " + records.entry).map(
+        lambda command: " ".join(word for word in command.split() if "=" not in word)
+    )
     rows = []
     for (command, kind, device), group in records.assign(command=base).groupby(["command", "experiment", "device"], sort=False):
         seconds = group.seconds.astype(float).mean()
@@ -111,6 +112,7 @@ def _differing(records: pd.DataFrame) -> str:
     keys = [name.removeprefix("config.") for name in table]
     rows = (zip(keys, row) for row in table.itertuples(index=False))
     configs = [{key: value for key, value in row if not (isinstance(value, float) and pd.isna(value))} for row in rows]
-    changed = {key for entry, config in zip(records.get("entry", [""] * len(records)), configs) for key in recipes.overrides(entry, config)}
+    entries = records.get("entry", pd.Series("", index=records.index)).fillna("")  # benchmarks have none
+    changed = {key for entry, config in zip(entries, configs) for key in recipes.overrides(entry, config)}
     values = {key: dict.fromkeys(str(config[key]) for config in configs if key in config) for key in keys if key in changed}
     return " ".join(f"{key}={'|'.join(sorted(seen))}" for key, seen in values.items())

@@ -59,7 +59,7 @@ def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     Returns:
         A row a claim: ``id, gap_mean, gap_low, gap_high, seeds, scale, verdict``. Gaps are in the metric's unit (points of
         percent), mean over the claim's metrics. The evidence is that of the largest scale that has any, and of the setting
-        with the most seeds within it.
+        with the most seeds within it, the first recorded of equals.
     """
     records = runs.records() if records is None else records
     rows = []
@@ -118,7 +118,7 @@ def _paired(records: pd.DataFrame, rule: dict) -> pd.Series:
             continue
         gaps = [_gap(scores[better], [scores[names] for names in worse], metric) for metric in rule["metrics"]]
         mean = pd.concat(gaps, axis=1).dropna().mean(axis=1)
-        if len(mean) >= max(len(best), 1):
+        if len(mean) > len(best):
             best = mean
     return best
 

@@ -144,6 +144,7 @@ columns = [
     "centred_box_maxbox",
     "whole_image_maxbox",
     "box_area",
+    "mask_area",
 ]
 found = recorded("localization", method="supervised")
 found.groupby(["setting", "pooling"], sort=False)[columns].mean().rename(index=names).T.round(1) if len(found) else "no records yet"

@@ -160,14 +160,15 @@ pd.DataFrame(mass).rename_axis("epoch").round(1)
 # %% [markdown]
 # ## As a number
 #
-# The share of the attention that falls into the objects' boxes, over all images with boxes and not the chosen ones; evenly spread
-# attention has the boxes' area. And MaxBoxAccV2, with the trivial boxes beside it.
+# The share of the attention that falls into the objects, over all images and not the chosen ones: into the masks where there are any, as of
+# the horses, else into the boxes. Evenly spread attention has their area. And MaxBoxAccV2, with the trivial boxes beside it.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded
 
 found = recorded("localization")
-columns = ["attention_mass", "untrained_attention_mass", "box_area", "attention_maxbox", "centred_box_maxbox", "whole_image_maxbox"]
+columns = ["attention_mass", "untrained_attention_mass", "mask_area", "box_area"]
+columns += ["attention_maxbox", "centred_box_maxbox", "whole_image_maxbox"]
 found.groupby(["setting", "method", "pooling"], sort=False)[columns].mean().round(1) if len(found) else "no records yet"
 
 # %% tags=["nbval-ignore-output"]
