@@ -130,6 +130,15 @@ comparison = beside_paper(evidence, published, "accuracy")
 bars(comparison, title="Top-1 accuracy by pooling method", ylabel="%")
 comparison.rename(index=POOLINGS).round(1)
 
+# %% [markdown]
+# And a linear classifier on each frozen vector, as `python -m lib.measure linear` measures it, beside the same on the untrained network's.
+
+# %% tags=["nbval-ignore-output"]
+settings = evidence.index.unique("setting") if len(evidence) else []
+probed = recorded("linear", method="supervised")
+linear = spread(probed[probed.setting.isin(settings)], "pooling", ("linear", "linear_best", "untrained_linear"))
+linear.rename(index=POOLINGS, level="pooling").drop(columns="minutes").round(1) if len(linear) else "no records yet"
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 

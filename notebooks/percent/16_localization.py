@@ -223,7 +223,9 @@ from lib.results.tables import recorded, spread
 
 shown = ["attention_maxbox", "untrained_attention_maxbox", "cam_maxbox", "whole_image_maxbox", "centred_box_maxbox"]
 shown += ["attention_mass", "untrained_attention_mass", "mask_area", "box_area"]
-spread(recorded("localization"), "pooling", shown).drop(columns="minutes", errors="ignore").round(1)
+spread(recorded("localization"), "pooling", shown).drop(columns="minutes", errors="ignore").sort_index(
+    level="setting", sort_remaining=False
+).round(1)
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
