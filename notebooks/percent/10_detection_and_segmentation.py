@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 10 · Detection and segmentation
 #
-# **CPU, 60 s at smoke scale** · the talk's downstream table, fine-tuned half · before it: 09 (video) · after it: 11 (the pooling landscape)
+# **CPU, 120 s at smoke scale** · the talk's downstream table, fine-tuned half · before it: 09 (video) · after it: 11 (the pooling landscape)
 #
 # **Question.** Does an encoder that has learned whole images help where every object and every pixel counts?
 
