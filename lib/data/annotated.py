@@ -52,8 +52,8 @@ def read_coco(folder: Path, split: str, columns: dict, names: list[str]) -> pa.T
     """``<split>`` or ``<split>:<list>``: ``annotations/instances_<split>.json``, images in ``<split>/``, and with a list only
     those whose file names it holds, a line each. Crowds do not count as objects.
 
-    Where the file has categories, with ``classes``, a number an object, from 0 in the order of the categories' ids, and ``polygons``, a list an object of polygons
-    x, y, x, y, …
+    Where the file has categories, with ``classes``, a number an object, from 0 in the order of the categories' ids, and ``polygons``,
+    a list an object of polygons x, y, x, y, …
     """
     split, _, listing = split.partition(":")
     file = folder / "annotations" / f"instances_{split}.json"
