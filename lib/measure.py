@@ -104,15 +104,7 @@ def measurement_of(found: Run, name: str, **overrides) -> Measurement:
     """A run's measurement, finished or not; arguments and errors as of ``measure``."""
     if name not in (*MEASUREMENTS, *FINE_TUNED):
         raise ValueError(f"name: got {name!r}, accepts {', '.join((*MEASUREMENTS, *FINE_TUNED))}")
-    settings = recipes.measurement(found.scale, name)
-    for key in overrides:
-        if key not in settings:
-            raise ValueError(f"{name}.{key}: unknown setting, {name} at the scale {found.scale} accepts {', '.join(settings)}")
-        default, value = settings[key], overrides[key]
-        alike = isinstance(value, (int, float) if isinstance(default, float) else type(default)) or None in (default, value)
-        if name in MEASUREMENTS and (isinstance(value, bool) or not alike):  # those that train check their own
-            raise ValueError(f"{name}.{key}: got {value!r}, accepts {type(default).__name__}, like {default!r}")
-    return Measurement(found, name, settings | overrides)
+    return Measurement(found, name, recipes.measurement(found.scale, name, overrides))
 
 
 def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str], int]:

@@ -75,16 +75,24 @@ def entry_for(scale: str, role: str, device: str) -> str:
     return f"{scale}/{name[device] if isinstance(name, dict) else name}"
 
 
-def measurement(scale: str, name: str) -> dict:
-    """The settings of a measurement at a scale: the file's ``measurements``.
+def measurement(scale: str, name: str, overrides: dict | None = None) -> dict:
+    """The settings of a measurement at a scale, the file's ``measurements``, with some of them overridden.
 
     Raises:
-        ValueError: a measurement that the scale does not have.
+        ValueError: a measurement or a setting that the scale does not have, or a value of another type than the scale's.
     """
-    settings = _read(scale).get("measurements") or {}
-    if name not in settings:
-        raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(settings) or 'none'}")
-    return dict(settings[name])
+    known = _read(scale).get("measurements") or {}
+    if name not in known:
+        raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(known) or 'none'}")
+    settings = dict(known[name])
+    for key, value in (overrides or {}).items():
+        if key not in settings:
+            raise ValueError(f"{name}.{key}: unknown setting, {name} at the scale {scale} accepts {', '.join(settings)}")
+        default, value = settings[key], _typed(f"{name}.{key}", value, type(settings[key]))
+        if None not in (default, value) and type(value) is not type(default):
+            raise ValueError(f"{name}.{key}: got {value!r}, accepts {type(default).__name__}, like {default!r}")
+        settings[key] = value
+    return settings
 
 
 def released(name: str) -> dict:

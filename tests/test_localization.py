@@ -13,6 +13,7 @@ from lib.data.bank import Stream
 from lib.data.loading import read_table
 from lib.evaluation import localization
 from lib.evaluation.localization import contour_boxes, max_box_accuracy, threshold_ious, trivial_accuracy
+from lib.evaluation.objects import true_objects
 
 LEVELS = (0.3, 0.5, 0.7)
 
@@ -418,7 +419,7 @@ def test_sets_for_localization_are_measured(tmp_path):
         file = folder / "images" / f"{name}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 20)).save(file)
-    boxes, inside = localization.true_objects(Stream(read_table("cub", "test", root=tmp_path), 32, "cpu"), size=40)
+    boxes, inside = true_objects(Stream(read_table("cub", "test", root=tmp_path), 32, "cpu"), size=40)
     assert [b.tolist() for b in boxes] == [[[0, 10, 20, 30]]] * 2 + [[[10, 0, 20, 10]]] and set(inside) == {"box_area"}
 
 

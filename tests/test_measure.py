@@ -23,14 +23,8 @@ from lib.data.bank import Stream
 from lib.data.revisited import Retrieval
 from lib.data.views import center_view
 from lib.data.whole import Damage
-from lib.evaluation.localization import (
-    boxes_in_view,
-    localization_maps,
-    max_box_accuracy,
-    measure_localization,
-    trivial_accuracy,
-    true_objects,
-)
+from lib.evaluation.localization import localization_maps, max_box_accuracy, measure_localization, trivial_accuracy
+from lib.evaluation.objects import boxes_in_view, true_objects
 from lib.measure import MEASUREMENTS, main, measure, measurement_of
 from lib.models import create_model
 from lib.models.base import Features

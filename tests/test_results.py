@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from torch import nn
 
 from lib import paths, recipes
 from lib.downstream import FINE_TUNED
 from lib.measure import MEASUREMENTS
-from lib.results import claims, paper_tables, papers, verdicts
+from lib.results import checkpoints, claims, paper_tables, papers, verdicts
 from lib.results.runs import Run, append_line, open_run, records
 from lib.results.verdicts import VERDICTS, Interval, interval, verdict_of
 
@@ -450,3 +451,31 @@ def test_the_committed_records_are_whole():
         assert not table.duplicated(["scale", "experiment", "key"]).any()
         assert table.scale.isin(recipes.SCALES).all() and (table.seconds.dropna() > 0).all()
         assert set(verdicts().verdict) <= set(VERDICTS)
+
+
+# ---- kept networks ----------------------------------------------------------------------------------------------------
+
+
+def test_every_kept_network_has_a_name_and_an_untrained_twin():
+    networks = checkpoints.kept_networks()
+    trained = {name: network for name, network in networks.items() if not name.startswith("untrained")}
+    assert len(trained) == len(checkpoints.checkpoint_names())
+    assert {"DINO, [CLS]", "DINO, SimPool", "iBOT, AttMask-High", "supervised, SimPool"} <= set(trained)
+    for name, network in trained.items():
+        twin = networks["untrained, SimPool" if "SimPool" in name else "untrained, [CLS]"]
+        assert type(twin.pooling) is type(network.pooling)
+        assert not torch.equal(twin.patch_embed.proj.weight, network.patch_embed.proj.weight)
+
+
+def test_kept_networks_are_chosen_by_their_method():
+    assert {name.partition(",")[0] for name in checkpoints.kept_networks("dino")} == {"untrained", "DINO"}
+
+
+def test_kept_networks_are_recorded_runs():
+    """The record beside which a measurement stands is that of the weights that are kept."""
+    table = records().set_index("key")
+    for name in checkpoints.checkpoint_names():
+        with safe_open(checkpoints.FOLDER / f"{name}.safetensors", "pt") as stream:
+            about = {key: json.loads(value) for key, value in stream.metadata().items()}
+        row = table.loc[about["key"]]
+        assert (row["entry"], row["metrics.knn"], row["commit"]) == (about["entry"], about["metrics"]["knn"], about["commit"])

@@ -13,7 +13,7 @@ from lib.results.runs import Run
 from lib.training import seeded
 
 FOLDER = paths.RECORDS / "checkpoints"
-METHODS = {"dino": "DINO", "ibot": "iBOT"}
+METHODS = {"dino": "DINO", "mst": "MST", "ibot": "iBOT"}  # others are named by their own names
 
 
 def save_checkpoint(name: str, run: Run) -> None:
@@ -49,16 +49,21 @@ def load_checkpoint(name: str, device="cpu") -> torch.nn.Module:
     return encoder.to(device).eval()
 
 
-def kept_networks(device="cpu") -> dict[str, torch.nn.Module]:
-    """The kept encoders by what they have learned, after networks of the same kinds that have learned nothing."""
+def kept_networks(*methods: str, device="cpu") -> dict[str, torch.nn.Module]:
+    """The kept encoders by what they have learned, after networks of the same kinds that have learned nothing.
+
+    Args:
+        methods: of which the encoders are wanted, as configurations name them; none takes all.
+        device: where they lie.
+    """
     networks, untrained = {}, {}
     for name in reversed(checkpoint_names()):
-        network, config = load_checkpoint(name, device), _config(name)
-        pooling = "[CLS]" if config["pooling"] == "none" else NAMES[config["pooling"]]
-        if config["method"] == "supervised":
-            networks[f"supervised, {pooling}"] = network
-        else:
-            networks[f"{METHODS[config['method']]}, {NAMES.get(config['masking'], pooling)}"] = network
+        config = _config(name)
+        if methods and config["method"] not in methods:
+            continue
+        method = METHODS.get(config["method"], config["method"])
+        masking, pooling = config.get("masking", "none"), "[CLS]" if config["pooling"] == "none" else NAMES[config["pooling"]]
+        networks[f"{method}, {pooling if masking == 'none' else NAMES[masking]}"] = load_checkpoint(name, device)
         with seeded(config["seed"]):
             untrained[f"untrained, {pooling}"] = network_of(config).to(device).eval()
     return untrained | networks

@@ -83,7 +83,7 @@ view = dict(size=48 if scale == "smoke" else 64, crop=1.0)
 train = bank(settings["data"], settings["train"], settings["canvas"], fraction=0.3 if scale == "smoke" else 1.0, progress=False)
 options = {key: settings[key] for key in ("lrs", "epochs", "batch_size")}
 networks = {}
-for name, network in kept_networks().items():
+for name, network in kept_networks("supervised", "ibot").items():
     if name.startswith("supervised") and scale != "smoke":
         networks[name] = network
     elif name != "untrained, SimPool":

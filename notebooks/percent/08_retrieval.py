@@ -90,7 +90,7 @@ from lib.results.checkpoints import kept_networks
 settings = recipes.measurement(scale, "retrieval")
 retrieval = load_retrieval(settings.pop("data"))
 settings["longest"] = longest or settings["longest"]
-networks = kept_networks()
+networks = kept_networks("supervised", "ibot")
 print(f"{len(retrieval.queries)} queries, {len(retrieval.database)} images; {settings}")
 
 # %% tags=["nbval-ignore-output"]

@@ -60,7 +60,7 @@ from lib.results.checkpoints import kept_networks
 settings = recipes.measurement(scale, "video")
 table = read_table(settings.pop("data"), settings.pop("split"))
 settings["shortest"] = shortest or settings["shortest"]
-networks = kept_networks()
+networks = kept_networks("supervised", "ibot")
 print(f"{len(set(table['sequence'].to_pylist()))} videos, {len(table)} frames; {settings}")
 
 # %% [markdown]

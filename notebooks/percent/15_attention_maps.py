@@ -41,7 +41,7 @@ from lib import recipes
 from lib.data.bank import Stream
 from lib.data.loading import read_table
 from lib.data.views import center_view, denormalise
-from lib.evaluation.localization import boxes_in_view
+from lib.evaluation.objects import boxes_in_view
 
 settings = recipes.measurement(scale, "localization")
 table = read_table(settings["data"], settings["split"])
@@ -58,18 +58,13 @@ print(f"{len(suited)} of {len(boxes)} images suit; images {chosen} are shown")
 # %% [markdown]
 # ## The networks
 #
-# Recorded checkpoints, one architecture (a Vision Transformer of width 128 and depth 4, patches of 8 pixels), trained on the
-# photographs of Imagenette: with labels and a class token, with labels and SimPool, and without labels (iBOT, class token).
+# Recorded checkpoints, one architecture (a Vision Transformer of width 128 and depth 4, patches of 8 pixels), with a class token and with
+# SimPool: trained on the photographs of Imagenette with labels, without (DINO), and not at all.
 
 # %%
-from lib.results.checkpoints import checkpoint_names, load_checkpoint
+from lib.results.checkpoints import kept_networks
 
-titles = {
-    "supervised_cpu-none": "supervised, [CLS]",
-    "supervised_cpu-simpool": "supervised, SimPool",
-    "ibot_cpu-attmask_high": "iBOT, [CLS]",
-}
-networks = {name: load_checkpoint(name) for name in titles if name in checkpoint_names()}
+networks = kept_networks("supervised", "dino")
 view = center_view(pixels[chosen], size, crop=1.0, sizes=sizes[chosen])
 with torch.no_grad():
     seen = {name: network.features(view) for name, network in networks.items()}
@@ -85,7 +80,7 @@ from lib.results.figures import image_grid
 
 rows = {"image": list(denormalise(view))}
 for name, features in seen.items():
-    rows[titles[name]] = [a.view(features.grid) for a in features.attention.mean(1)]
+    rows[name] = [a.view(features.grid) for a in features.attention.mean(1)]
 image_grid(rows)
 
 # %% [markdown]
@@ -98,7 +93,7 @@ for name, features in seen.items():
     if features.attention.shape[1] > 1:
         heads = [a.view(features.grid) for a in features.attention[0, :3]]
         image_grid(
-            {titles[name]: [denormalise(view)[0], features.attention[0].mean(0).view(features.grid), *heads]},
+            {name: [denormalise(view)[0], features.attention[0].mean(0).view(features.grid), *heads]},
             titles=["image", "mean", "head 1", "head 2", "head 3"],
         )
 

@@ -97,14 +97,13 @@ print(f"best IoU {curve.max():.2f} at threshold {int(curve.argmax())}")
 # ## Images, objects and networks
 #
 # Where masks are known, the attention mass is measured inside the masks, otherwise inside the boxes. One architecture (a Vision
-# Transformer of width 128 and depth 4): with labels and [CLS], with labels and SimPool, without labels (iBOT), and two that have learned
-# nothing.
+# Transformer of width 128 and depth 4), with [CLS] and with SimPool: trained with labels, without (DINO), and not at all.
 
 # %%
 from lib import recipes
 from lib.data.bank import Stream
 from lib.data.loading import read_table
-from lib.evaluation.localization import true_objects
+from lib.evaluation.objects import true_objects
 
 settings = recipes.measurement(scale, "localization")
 sources, boxes, objects = {}, {}, {}
@@ -121,7 +120,7 @@ for data, split in [(settings["data"], settings["split"])] + [("horses", "test")
 # %%
 from lib.results.checkpoints import kept_networks
 
-networks = kept_networks()
+networks = kept_networks("supervised", "dino")
 
 # %% [markdown]
 # ## The run

@@ -63,8 +63,8 @@ image_grid({"degree": [(similar > 0).sum(1).view(grid)], "LOST's mask": [found.m
 # %% [markdown]
 # ## On images
 #
-# The networks are recorded ones, of one architecture (a Vision Transformer of width 128 and depth 4): with labels and [CLS], with
-# labels and SimPool, without labels (iBOT), and two that have learned nothing.
+# The networks are recorded ones, of one architecture (a Vision Transformer of width 128 and depth 4), with [CLS] and with SimPool:
+# trained with labels, without (DINO), and not at all.
 
 # %%
 from lib import recipes
@@ -75,7 +75,7 @@ settings = recipes.measurement(scale, "discovery")
 table = read_table(settings.pop("data"), settings.pop("split"))
 table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
 table = table.slice(0, images or None)
-networks = kept_networks()
+networks = kept_networks("supervised", "dino")
 print(f"{len(table)} images, {sum(len(boxes) for boxes in table['boxes'].to_pylist())} boxes; {settings}")
 
 # %% [markdown]
@@ -89,7 +89,7 @@ from lib.evaluation.discovery import discover
 
 first = table.slice(0, 4)
 rows = {}
-for name in ("supervised, [CLS]", "supervised, SimPool"):
+for name in ("DINO, [CLS]", "DINO, SimPool"):
     rows[name] = []
     for found in discover(networks[name], first, **settings):
         boxes = {"true": first["boxes"][found.row].as_py()}
