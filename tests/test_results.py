@@ -263,6 +263,25 @@ def test_methods_that_differ_in_their_own_keys_are_compared():
     assert judge(rows, "attmask-11").verdict == "not run"
 
 
+def test_methods_of_different_recipes_share_the_keys_that_the_claim_names():
+    (rule,) = [claim["evidence"] for claim in papers.claim_details() if claim["id"] == "simpool-11"]
+    shared = {f"config.{key}": 1 for key in rule["same"]}
+
+    def line(method, seed, maxbox, **own):
+        row = record("none", seed, 0.0, experiment="localization", attention_maxbox=maxbox) | shared
+        return row | {f"config.{key}": value for key, value in {"method": method, "pooling": "none", **own}.items()}
+
+    rows = [line("dino", 0, 53.0, epochs=10), line("supervised", 0, 50.0, epochs=6, mixup=0.2)]
+    rows += [line("dino", 0, 90.0, pooling="simpool"), line("supervised", 0, 20.0, train_size=64)]
+    assert judge(rows, "simpool-11").gap_mean == pytest.approx(3.0)
+    again = line("dino", 0, 99.0, masking="attmask_high")  # of runs that the named keys do not tell apart, the first
+    assert judge([*rows, again], "simpool-11").gap_mean == pytest.approx(3.0)
+    for key in rule["same"]:
+        other = [rows[0], rows[1] | {f"config.{key}": 2}]
+        assert judge(other, "simpool-11").verdict == "not run", key
+        assert judge([{k: v for k, v in row.items() if k != f"config.{key}"} for row in rows], "simpool-11").verdict == "not run", key
+
+
 def test_curves_compare_by_their_mean_after_the_start():
     rows = []
     for seed, lift in enumerate((1.0, 2.0, 3.0)):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -169,12 +170,17 @@ def _decode_all(table: pa.Table, size: int, title: str | None) -> dict[str, Tens
     return {"images": images, "sizes": sizes, "labels": torch.tensor(_labels(table))}
 
 
+@lru_cache(8)
+def _rendered(split: str, count: int, size: int) -> scenes.Scenes:
+    return scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], size=size)
+
+
 def _scenes_bank(split: str, size: int, fraction: float, device, described) -> Bank:
     if split not in ("train", "validation"):
         raise ValueError(f"split: got {split!r}, a bank of scenes accepts train, validation")
     count = _part(fraction, described.splits[split])
-    scene = scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], size=size)
-    return _make({"images": scene.images, "sizes": torch.full((count, 2), size, dtype=torch.int32), "labels": scene.labels}, device)
+    scene, sizes = _rendered(split, count, size), torch.full((count, 2), size, dtype=torch.int32)
+    return _make({"images": scene.images.clone(), "sizes": sizes, "labels": scene.labels.clone()}, device)
 
 
 def _labels(table: pa.Table) -> list[int]:

@@ -9,6 +9,7 @@ is rendered in; scenes are rendered many at a time.
 import io
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,7 @@ def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options) -> 
     return Scenes(*(torch.stack([getattr(part, name) for part in parts], 1) for name in Scenes.__dataclass_fields__))
 
 
+@cache
 def table(split: str, count: int) -> pa.Table:
     """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``).
 

@@ -103,17 +103,24 @@ def _margins(records: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def _paired(records: pd.DataFrame, rule: dict) -> pd.Series:
-    """Differences between runs that share everything but the fields and what one side has alone, by seed, of the setting with the most seeds."""
+    """Differences, by seed, between runs that differ in the fields, of the setting with the most seeds.
+
+    The runs share the keys that the rule names under ``same``, else all but those that one side has ``alone``. Of several runs of a seed
+    the first recorded counts.
+    """
     fields = [f"config.{name}" for name in _listed(rule["field"])]
     best = pd.Series(dtype=float)
     if records.empty or not set(fields) <= set(records):
         return best
     better, *worse = [tuple(_listed(side)) for side in (rule["better"], *rule["worse"])]
     apart = {*fields, "config.seed", *(f"config.{name}" for name in rule.get("alone", []))}
-    shared = [c for c in records if c.startswith("config.") and c not in apart]
+    shared = [f"config.{name}" for name in rule.get("same", [])]
+    shared = shared or [c for c in records if c.startswith("config.") and c not in apart]
+    if not set(shared) <= set(records):
+        return best
     setting = records[[*shared, "device"]].map(repr).agg("|".join, axis=1)
     for _, group in records.groupby(setting, sort=False):
-        scores = {names: part.set_index("config.seed") for names, part in group.groupby(fields)}
+        scores = {names: part.drop_duplicates("config.seed").set_index("config.seed") for names, part in group.groupby(fields)}
         if not {better, *worse} <= set(scores):
             continue
         gaps = [_gap(scores[better], [scores[names] for names in worse], metric) for metric in rule["metrics"]]

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 10 · Detection and segmentation
 #
-# **CPU, 120 s at smoke scale** · the talk's downstream table, fine-tuned half · before it: 09 (video) · after it: 11 (the pooling landscape)
+# **CPU, 60 s at smoke scale** · the talk's downstream table, fine-tuned half · before it: 09 (video) · after it: 11 (the pooling landscape)
 #
 # **Question.** Does an encoder that has learned whole images help where every object and every pixel counts?
 
@@ -147,7 +147,7 @@ for part in torch.linspace(0, 1, 4):  # evenly spaced through both sets
 image_grid(rows)
 
 # %% [markdown]
-# At smoke scale 160 steps of two images tell where objects are better than what they are: boxes and colours lie on things, under the wrong
+# At smoke scale 80 steps of two images tell where objects are better than what they are: boxes and colours lie on things, under the wrong
 # names. The start from a classifier of 25 steps is worth nothing here. With more steps both learn eight scenes by heart, which the tests ask
 # of them.
 #
