@@ -20,7 +20,7 @@ from lib.downstream import FINE_TUNED
 from lib.measure import MEASUREMENTS
 from lib.results import checkpoints, claims, paper_tables, papers, verdicts
 from lib.results.runs import Run, append_line, open_run, records
-from lib.results.verdicts import VERDICTS, Interval, interval, verdict_of
+from lib.results.verdicts import VERDICTS, Interval, interval, rules_of, verdict_of
 
 PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
 T2, T4 = 4.302652729911275, 2.7764451051977987  # 97.5% points of Student's t, from its tables
@@ -127,8 +127,7 @@ def test_the_landscape_is_the_published_one(published):
 def test_every_claim_with_evidence_can_be_answered():
     experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(MEASUREMENTS) | set(FINE_TUNED)
     for claim in papers.claim_details():
-        rules = claim["evidence"] or []
-        for rule in rules if isinstance(rules, list) else [rules]:
+        for rule in rules_of(claim):
             named = rule["experiment"] if isinstance(rule["experiment"], list) else [rule["experiment"]]
             assert experiments.issuperset(named) and rule["metrics"], claim["id"]
             assert ("limit" in rule) != ("better" in rule)
@@ -264,7 +263,7 @@ def test_methods_that_differ_in_their_own_keys_are_compared():
 
 
 def test_methods_of_different_recipes_share_the_keys_that_the_claim_names():
-    (rule,) = [claim["evidence"] for claim in papers.claim_details() if claim["id"] == "simpool-11"]
+    (rule,) = [rule for claim in papers.claim_details() if claim["id"] == "simpool-11" for rule in rules_of(claim)]
     shared = {f"config.{key}": 1 for key in rule["same"]}
 
     def line(method, seed, maxbox, **own):

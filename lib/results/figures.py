@@ -16,7 +16,7 @@ from lib.data.revisited import Retrieval
 from lib.data.whole import read_image
 from lib.evaluation.retrieval import Retrieved
 from lib.results import papers
-from lib.results.verdicts import verdicts
+from lib.results.verdicts import rules_of, verdicts
 
 NAMES = {
     "block": "Random Block-Wise",
@@ -149,20 +149,19 @@ def hide_patches(image: Tensor, mask: Tensor, grid: tuple[int, int], *, grey: fl
     return torch.where(hidden, grey, image)
 
 
-def bars(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
-    """Bars of a table with rows named as in ``NAMES``, one group a column; a column ``<name> ±`` gives error bars."""
+def dots(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
+    """Dots of a table with rows named as in ``NAMES``, one axis a column; a column ``<name> ±`` gives error bars."""
     columns = [c for c in table if not c.endswith("±")]
     width = max(3.4, 0.45 * len(table))
     figure, axes = plt.subplots(1, len(columns), figsize=(width * len(columns), 3.0), squeeze=False)
     for axis, column in zip(axes[0], columns):
         values = table[column].dropna()
-        errors = table[f"{column} ±"].reindex(values.index) if f"{column} ±" in table else None
-        axis.bar(
-            [NAMES.get(r, r) for r in values.index], values, yerr=errors, color=[COLOURS.get(r, "0.6") for r in values.index], capsize=3
-        )
-        low, high = values.min(), values.max()
-        margin = max(0.35 * (high - low), 0.5)
-        axis.set(ylim=(max(0, low - margin), high + margin), title=column)
+        names = [NAMES.get(row, row) for row in values.index]
+        axis.scatter(names, values, color=[COLOURS.get(row, "0.6") for row in values.index], s=60, zorder=3)
+        if f"{column} ±" in table:
+            axis.errorbar(names, values, table[f"{column} ±"].reindex(values.index), fmt="none", ecolor="0.3", capsize=3)
+        axis.margins(x=0.4 / max(1, len(names)), y=0.2)
+        axis.set(title=column)
         axis.tick_params(axis="x", rotation=40)
         plt.setp(axis.get_xticklabels(), ha="right")
     axes[0][0].set_ylabel(ylabel)
@@ -191,14 +190,20 @@ def curves(table: pd.DataFrame, *, x: str, y: str, title: str, hue: str = "maski
 
 
 def quote(*identities: str) -> Markdown:
-    """Claims of the talk, quoted with their ids."""
-    return Markdown("\n>\n".join(f"> **{i}** — {papers.claim(i)}" for i in identities))
+    """Claims of the talk, quoted with their ids, and what is to be noted of their figures."""
+    notes = {claim["id"]: claim.get("note") for claim in papers.claim_details()}
+    lines = [f"> **{i}** — {papers.claim(i)}" + (f" (*{notes[i]}*)" if notes[i] else "") for i in identities]
+    return Markdown("\n>\n".join(lines))
 
 
 def verdict_table(*identities: str) -> pd.DataFrame:
-    """For each claim the paper's gap, ours with its interval, and the verdict; rounded, ready to print."""
+    """For each claim the paper's gap and ours with its interval, each beside the figures of which it is the mean, and the verdict; rounded."""
     chosen = papers.claims().set_index("id").join(verdicts().set_index("id")).loc[list(identities) or slice(None)]
+    details = {claim["id"]: claim for claim in papers.claim_details()}
+    theirs = [", ".join((details[i]["published"] or {}).get("columns") or []) for i in chosen.index]
+    ours = [", ".join(metric for rule in rules_of(details[i]) for metric in rule["metrics"]) for i in chosen.index]
     low, high = chosen.gap_low.round(2), chosen.gap_high.round(2)
     text = [f"[{a:.2f}, {b:.2f}]" if np.isfinite(a) else "" for a, b in zip(low, high)]
-    table = pd.DataFrame({"paper's gap": chosen.paper_gap.round(2), "our gap": chosen.gap_mean.round(2), "95% interval": text})
-    return table.assign(seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict).astype(object).fillna("")
+    table = pd.DataFrame({"paper's gap": chosen.paper_gap.round(2), "of": theirs, "our gap": chosen.gap_mean.round(2), "of ours": ours})
+    table = table.assign(**{"95% interval": text}, seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict)
+    return table.astype(object).fillna("")

@@ -76,13 +76,18 @@ def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
 
     A claim on several experiments has a rule for each: a seed counts that all of them have, with the mean of its gaps.
     """
-    rules = _listed(claim["evidence"] or [])
+    rules = rules_of(claim)
     for scale in EVIDENCE if rules and not records.empty else ():
         here = records[records.scale == scale]
         gaps = pd.concat([_gaps(here, rule) for rule in rules], axis=1, join="inner").mean(axis=1)
         if len(gaps):
             return scale, gaps.to_numpy()
     return "", np.empty(0)
+
+
+def rules_of(claim: dict) -> list[dict]:
+    """How our records answer a claim; empty when they do not."""
+    return _listed(claim["evidence"] or [])
 
 
 def _listed(value) -> list:

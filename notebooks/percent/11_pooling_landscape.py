@@ -190,11 +190,11 @@ ipywidgets.interactive(show, gamma=(0.25, 8.0, 0.25), k=(1, 6))
 # ResNet-18 on 20% of ImageNet-1k. Notebook 12 runs our version of it.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.figures import bars, verdict_table
+from lib.results.figures import dots, verdict_table
 from lib.results.papers import paper_table
 
 accuracy = paper_table("simpool", "framework").rename(columns={"accuracy": "top-1 accuracy"})
-bars(accuracy, title="The paper's benchmark", ylabel="%")
+dots(accuracy, title="The paper's benchmark", ylabel="%")
 accuracy.join(landscape().group).rename(index=POOLINGS)
 
 # %% tags=["nbval-ignore-output"]

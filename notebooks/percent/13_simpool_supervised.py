@@ -120,13 +120,13 @@ table.round(1)
 # Recorded runs on real images, mean over seeds, beside the paper's ViT-S at 100 epochs.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.figures import bars
+from lib.results.figures import dots
 from lib.results.tables import beside_paper, recorded, spread
 
 evidence = spread(recorded("supervised"), "pooling", ("accuracy", "knn", "untrained_knn"))
 paper = published.vit_s.rename({"baseline_100ep": "none", "simpool_100ep": "simpool"}).loc[["none", "simpool"]]
 comparison = beside_paper(evidence, paper, "accuracy").rename(index=names)
-bars(comparison, title="Top-1 accuracy", ylabel="%")
+dots(comparison, title="Top-1 accuracy", ylabel="%")
 comparison.round(1)
 
 # %% [markdown]

@@ -89,7 +89,7 @@ from lib.evaluation.discovery import discover
 
 first = table.slice(0, 4)
 rows = {}
-for name in ("DINO, [CLS]", "DINO, SimPool"):
+for name in ("supervised, [CLS]", "supervised, SimPool", "DINO, [CLS]", "DINO, SimPool"):
     rows[name] = []
     for found in discover(networks[name], first, **settings):
         boxes = {"true": first["boxes"][found.row].as_py()}

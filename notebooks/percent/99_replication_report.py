@@ -56,6 +56,9 @@ pd.DataFrame(rows, index=["mean", "low", "high", "verdict"]).T.round(2)
 
 # %% [markdown]
 # ## All verdicts
+#
+# Each gap is the mean over the figures that are named beside it. Ours are often fewer than the paper's, so that the two gaps say the same only in
+# their sign.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results import claims, verdicts
