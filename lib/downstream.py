@@ -15,7 +15,7 @@ from lib.evaluation.finetune import FineTuneConfig, FineTuning, fine_tune
 from lib.evaluation.segmentation import Segmentation, SegmentationConfig, train_segmenter
 from lib.models import network_of
 from lib.results.runs import Measurement
-from lib.train import load_encoder, untrained_encoder
+from lib.train import check_classes, load_encoder, untrained_encoder
 from lib.training import CHECKPOINT, Learner, TrainingConfig, load_checkpoint, seeded
 
 # Measurement that trains all of a network -> its configuration, its learner, made from (configuration, network), and a function of
@@ -50,7 +50,8 @@ def fine_tune_run(
         if metrics is None:
             return
         figures |= {prefix + name: round(value, 3) for name, value in metrics.items() if not (prefix and name in ("images", "left_out"))}
-    made.finish(figures, data=fingerprints, device=device, seconds=time.monotonic() - started)
+    seconds = sum(load_checkpoint(_folder(made, untrained=untrained) / CHECKPOINT)["seconds"] for untrained in (False, True))
+    made.finish(figures, data=fingerprints, device=device, seconds=seconds)
 
 
 def load_tuned(made: Measurement, *, untrained: bool = False, device="cpu") -> torch.nn.Module:
@@ -111,12 +112,16 @@ def _targets(config: TrainingConfig, *, root, device, progress: bool) -> tuple:
     if isinstance(config, FineTuneConfig):
         source = bank(config.data, "train", config.canvas, fraction=config.fraction, **options)
         test = bank(config.data, "validation", config.canvas, **options)
+        check_classes(config, source)
         return source, test, {"train": source.fingerprint, "test": test.fingerprint}
     prefix = "several_" if config.data == "scenes" else ""
     tables = [read_table(config.data, prefix + split, root=root) for split in ("train", "validation")]
     tables[0] = tables[0].slice(0, max(1, int(config.fraction * len(tables[0]) + 1e-9)))
     if isinstance(config, DetectionConfig):
         pictures = [ObjectPictures(table, device, longest=config.canvas) for table in tables]
+        largest = max((label for table in tables for labels in table["classes"].to_pylist() for label in labels), default=-1)
+        if largest >= config.num_classes:
+            raise ValueError(f"num_classes: got {config.num_classes}, {config.data} accepts {largest + 1} or more")
     else:
         options = dict(shortest=config.canvas, void=config.void, num_classes=config.num_classes)
         pictures = [PixelPictures(table, device, **options) for table in tables]

@@ -32,10 +32,15 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
 
     Returns:
         Whether nothing is missing now.
+
+    Raises:
+        ValueError: a device on which the scale has no evidence.
     """
     started = time.monotonic()
     device = torch.device(device or default_device())
     wanted = recipes.evidence(scale, device.type)
+    if not wanted:
+        raise ValueError(f"device: got {device.type}, on which recipes/{scale}.yaml has no evidence")
     recorded = set(records().get("key", []))
     complete = True
 

@@ -38,7 +38,7 @@ from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
 # images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
-# name a split to train on, its images are a Bank. Where they name no split, the images are a Retrieval.
+# name a split to train on, of ``train_data`` or else of the same set, its images are a Bank. Where they name no split, the images are a Retrieval.
 MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "knn": measure_knn,
     "linear": measure_linear,
@@ -87,7 +87,8 @@ def measure(
         device = torch.device(device or default_device())
         if name in FINE_TUNED:
             with found.lock():
-                fine_tune_run(made, root=root, device=device, budget=budget, progress=progress)
+                if not made.finished:  # by who held the lock before
+                    fine_tune_run(made, root=root, device=device, budget=budget, progress=progress)
         else:
             settings = made.settings
             images, fingerprints, left_out = _images(found, settings, root=root, device=device, progress=progress)
@@ -117,9 +118,10 @@ def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tupl
         return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}, 0
     table = read_table(data, split, root=root)
     if "train" in settings:
-        fraction = found.config["fraction"] if data == found.config["data"] else 1.0
+        source = settings.pop("train_data", data)
+        fraction = found.config["fraction"] if source == found.config["data"] else 1.0
         options = dict(fraction=fraction, root=root, device=device, progress=progress)
-        settings["train"] = bank(data, settings["train"], settings["canvas"], **options)
+        settings["train"] = bank(source, settings["train"], settings["canvas"], **options)
     elif "boxes" in table.column_names:
         table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
     if "canvas" not in settings:

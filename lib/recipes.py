@@ -88,7 +88,9 @@ def measurement(scale: str, name: str, overrides: dict | None = None) -> dict:
     for key, value in (overrides or {}).items():
         if key not in settings:
             raise ValueError(f"{name}.{key}: unknown setting, {name} at the scale {scale} accepts {', '.join(settings)}")
-        default, value = settings[key], _typed(f"{name}.{key}", value, type(settings[key]))
+        default = settings[key]
+        kind = list[float] if isinstance(default, list) and default and isinstance(default[0], float) else type(default)
+        value = _typed(f"{name}.{key}", value, kind)
         if None not in (default, value) and type(value) is not type(default):
             raise ValueError(f"{name}.{key}: got {value!r}, accepts {type(default).__name__}, like {default!r}")
         settings[key] = value
@@ -159,10 +161,10 @@ def overrides(name: str, config: dict) -> dict:
     """
     try:
         known = dict(entry(name).settings)
-    except ValueError:  # records may be older than the entries
+        for measured in {key.partition(".")[0] for key in config if "." in key}:
+            known |= {f"{measured}.{key}": value for key, value in measurement(name.partition("/")[0], measured).items()}
+    except ValueError:  # records may be older than the recipes
         return {}
-    for measured in {key.partition(".")[0] for key in config if "." in key}:
-        known |= {f"{measured}.{key}": value for key, value in measurement(name.partition("/")[0], measured).items()}
     return {key: value for key, value in config.items() if key not in known or not _same(value, known[key])}
 
 

@@ -141,12 +141,22 @@ def untrained_encoder(found: Run, device="cpu") -> nn.Module:
     return build(configure(recipes.entry(found.entry), found.config), found.config["epochs"], device).encoder.eval()
 
 
-def _make(found: Run, config: TrainingConfig, device, budget, root, progress) -> None:
-    source = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
-    test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
+def check_classes(config: TrainingConfig, source) -> int:
+    """How many classes a set has.
+
+    Raises:
+        ValueError: the configuration has another number.
+    """
     classes = len(card(config.data).class_names) or int(source.labels.max()) + 1
     if getattr(config, "num_classes", classes) != classes:
         raise ValueError(f"num_classes: got {config.num_classes}, {config.data} accepts {classes}")
+    return classes
+
+
+def _make(found: Run, config: TrainingConfig, device, budget, root, progress) -> None:
+    source = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
+    test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
+    classes = check_classes(config, source)
     _, steps = training_steps(source, config)
     learner = build(config, steps, device)
 

@@ -97,7 +97,7 @@ class Learner(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile transformer blocks one at a time, which is quick and leaves shapes free; other networks whole."""
-        for network in self.children():
+        for network in list(self.modules()):
             if isinstance(network, Model):
                 for part in network.blocks[:-1] if hasattr(network, "blocks") else [network]:  # the last block gives its attention
                     part.compile()

@@ -1,14 +1,18 @@
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data import ImageNetInfo
 
-from lib.data.scenes import render
-from lib.evaluation.backgrounds import IN9_CLASSES, VARIANTS, background_variants, grabcut_masks, in9_class, tile_over
+from lib.data import Bank
+from lib.data.bank import Stream
+from lib.data.scenes import render, table
+from lib.evaluation.backgrounds import IN9_CLASSES, VARIANTS, background_variants, grabcut_masks, in9_class, measure_backgrounds, tile_over
+from lib.models import create_model
 
 MIXED = ("MS", "MR", "MN")
 
@@ -502,3 +506,23 @@ def test_grabcut_gets_the_iterations_and_the_colours(monkeypatch):
     expected = np.full((16, 16), cv2.GC_BGD)
     expected[np.ix_(rows, columns)] = cv2.GC_PR_FGD
     assert np.array_equal(start, expected)
+
+
+# ---- ImageNet-9 itself ------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_9_is_answered_by_probes_of_imagenet_1k():
+    """The probe has a thousand classes and is chosen on its own images, since the labels of ImageNet-9 are others."""
+    known = {in9_class(c): c for c in range(1000)}
+    rows = table("train", 48).select(["image", "label"])
+    nine = [label % 9 for label in rows["label"].to_pylist()]
+    thousand = torch.tensor([*(known[label] for label in nine[:-1]), 999])
+    pixels = render(torch.arange(48), seed=1).images
+    train = Bank(pixels, torch.full((48, 2), 64), thousand, "made")
+    variants = {name: rows.set_column(1, "label", [nine]).append_column("variant", [[name] * 48]) for name, _ in VARIANTS.values()}
+    source = Stream(pa.concat_tables(variants.values()), 64, "cpu")
+    torch.manual_seed(0)
+    network = create_model("resnet_mini", num_classes=0).eval()
+    options = dict(train=train, size=48, crop=1.0, blocks=1, batch_size=16, epochs=100, lrs=[1e-9, 3.0])
+    found = measure_backgrounds(network, network, source, **options)
+    assert found["images"] == 48 and found["IN-9"] == found["OF"] == found["untrained_OBT"] > 60

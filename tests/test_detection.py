@@ -334,3 +334,38 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
     source = pictures(8, longest=64)
     found = train_detector(network("vit_nano"), source, source, config, tmp_path, progress=False)
     assert found["ap_box_50"] > 90 and found["ap_mask_50"] > 80, found  # masks take longer
+
+
+# ---- precision and settings -------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_not_rounded_in_bfloat16():
+    """Under autocast the head's maps are bfloat16; proposals and what they are compared with stay float32."""
+    made, seen = learner(), []
+    decode = made.detector.roi_heads.box_coder.encode
+    made.detector.roi_heads.box_coder.encode = lambda truth, proposals: seen.extend([*truth, *proposals]) or decode(truth, proposals)
+    images, sizes, things = first_batch(pictures(2), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = made(images, sizes, things, 0, seed_step(0, 0))
+    losses["loss"].backward()
+    assert seen and all(boxes.dtype == torch.float32 for boxes in seen)
+    assert any((boxes != boxes.bfloat16().float()).any() for boxes in seen) and torch.isfinite(losses["loss"])
+
+
+@pytest.mark.parametrize("name, value", [("train_size", 96), ("train_size", 0), ("width", 0), ("proposals", 0), ("num_classes", 0)])
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: got {value}, accepts"):
+        settings(**{name: value})
+
+
+def test_tables_without_objects_columns_are_refused():
+    with pytest.raises(ValueError, match="^table: got the columns image, accepts boxes, classes, polygons or mask besides image"):
+        ObjectPictures(TABLE.select(["image"]))
+
+
+def test_blocks_are_compiled_wherever_the_network_is(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, *_, **__: compiled.append(module))
+    made = learner()
+    made.compile_blocks()
+    assert compiled == [made.detector.backbone.network]

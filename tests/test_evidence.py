@@ -91,9 +91,10 @@ def test_a_measurement_that_fails_is_named_and_the_next_goes_on(capsys, toy, tmp
     assert lines("linear") == [0, 1] and not lines("video")
 
 
-def test_other_devices_have_other_evidence(toy):
+def test_a_device_without_evidence_is_named(toy):
     toy["evidence"][0]["device"] = "cuda"
-    assert record() and not len(records())
+    with pytest.raises(ValueError, match="^device: got cpu, on which recipes/small.yaml has no evidence"):
+        record()
 
 
 def test_the_command(capsys):

@@ -202,7 +202,9 @@ def tiny(store, monkeypatch):
         monkeypatch.setattr(f"{module}.bank", lambda name, split, canvas, **_: tiny_bank(split, canvas))
     monkeypatch.setattr("lib.downstream.read_table", lambda name, split, **_: few(split).slice(0, 4))
     read = recipes.measurement
-    monkeypatch.setattr("lib.recipes.measurement", lambda scale, name: read(scale, name) | SMALL | OWN[name])
+    monkeypatch.setattr(
+        "lib.recipes.measurement", lambda scale, name, changes=None: read(scale, name) | SMALL | OWN[name] | (changes or {})
+    )
 
 
 def pretrained(method, pooling, arch):
@@ -281,3 +283,19 @@ def test_what_the_run_has_set_is_no_setting_of_a_task():
         for task in FINE_TUNED:
             assert not set(FROM_RUN) & set(recipes.measurement(scale, task)), (scale, task)
     assert lib.downstream.FINE_TUNED.keys() == OWN.keys()
+
+
+def test_another_number_of_classes_is_refused(tiny, store):
+    found = pretrained("supervised", "none", "vit_nano")
+    for task in ("finetune", "detection"):
+        with pytest.raises(ValueError, match="^num_classes: got 3, scenes accepts 10"):
+            measure(task, found, device="cpu", progress=False, num_classes=3)
+
+
+def test_the_seconds_of_a_resumed_fine_tuning_are_those_of_all_calls(tiny, store):
+    found = pretrained("supervised", "none", "vit_nano")
+    assert not measure("finetune", found, device="cpu", budget=0, progress=False, epochs=3).finished
+    made = measure("finetune", found, device="cpu", progress=False, epochs=3)
+    folder = found.folder / f"finetune-{made.key}"
+    spent = [load_checkpoint(folder / name / CHECKPOINT)["seconds"] for name in ("trained", "untrained")]
+    assert made.result()["seconds"] == pytest.approx(sum(spent), abs=0.1)

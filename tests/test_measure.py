@@ -725,3 +725,32 @@ def test_a_measurement_keeps_its_run(evidence):
     trained, measured = evidence[0]
     assert measured.run is trained and isinstance(measured.run, Run) and measured.scale == "small"
     assert measured.file.parent == trained.folder and measured.experiment == "localization"
+
+
+def test_runs_without_masks_stand_beside_their_probe(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    trained = find_run("small/classifier_cpu")
+    trained.folder.mkdir(parents=True, exist_ok=True)
+    trained.finish({"knn": 50.0, "untrained_knn": 20.0}, data={}, device=torch.device("cpu"))
+    trained.record()
+    measured = measurement_of(trained, "linear")
+    measured.finish({"linear": 60.0, "untrained_linear": 25.0}, data={}, device=torch.device("cpu"))
+    measured.record()
+    (row,) = beside_linear(recorded("learners")).to_dict("records")
+    assert (row["knn"], row["linear"]) == (50.0, 60.0)
+
+
+@pytest.mark.parametrize("key, value", [("lrs", ["low"]), ("lrs", 0.1), ("blocks", "four"), ("epochs", True)])
+def test_values_of_another_type_are_named(found, key, value):
+    with pytest.raises(ValueError, match=f"^linear.{key}: got"):
+        measurement_of(found, "linear", **{key: value})
+
+
+def test_records_of_measurements_that_are_gone_still_have_a_provenance(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
+    trained = find_run("small/classifier_cpu")
+    trained.folder.mkdir(parents=True, exist_ok=True)
+    made = Measurement(trained, "depth", {"canvas": 3})
+    made.finish({"depth": 1.0}, data={}, device=torch.device("cpu"))
+    made.record()
+    assert len(provenance()) == 1

@@ -198,9 +198,9 @@ PUBLISHED = {  # and the rate itself, which is the entry's at its batch size
     "paper/supervised_vit_s": (VIT | dict(arch="vit_small_patch16_224"), 5e-4),
     "paper/supervised_vit_b": (VIT | dict(arch="vit_base_patch16_224"), 5e-4),
     "paper/depth_vit_s": (VIT | dict(arch="vit_small_patch16_224"), 5e-4),
-    "paper/dino_vit_s": (DINO | dict(arch="vit_small_patch16_224", gamma=1.25), None),
-    "paper/dino_resnet50": (DINO | dict(arch="resnet50", gamma=2.0), None),
-    "paper/dino_convnext_s": (DINO | dict(arch="convnext_small", gamma=2.0), None),
+    "paper/dino_vit_s": (DINO | dict(knn_k=[10], arch="vit_small_patch16_224", gamma=1.25), None),
+    "paper/dino_resnet50": (DINO | dict(knn_k=[10], arch="resnet50", gamma=2.0), None),
+    "paper/dino_convnext_s": (DINO | dict(knn_k=[10], arch="convnext_small", gamma=2.0), None),
 }
 
 

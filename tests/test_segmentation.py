@@ -1,6 +1,7 @@
 """Semantic segmentation: sliding windows, mean IoU, crops, losses, damage, seeds, resuming, and eight scenes by heart."""
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -347,3 +348,11 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
     source = pictures(8)
     found = train_segmenter(network(), source, source, config, tmp_path, progress=False)
     assert found["miou"] > 90 and found["pixel_accuracy"] > 98, found
+
+
+@pytest.mark.parametrize(
+    "name, value", [("resize", [0.5]), ("resize", [2.0, 1.0]), ("resize", [0.0, 1.0]), ("width", 0), ("num_classes", 0)]
+)
+def test_wrong_values_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: got {re.escape(str(value))}, accepts"):
+        settings(**{name: value})

@@ -39,7 +39,12 @@ class Pictures(ABC):
         longest, shortest: pixels of that side; the other one follows.
     """
 
+    columns: tuple[tuple[str, ...], ...] = ()  # of a table that has one of each
+
     def __init__(self, table: pa.Table, device="cpu", *, longest: int | None = None, shortest: int | None = None):
+        if not all(set(table.column_names).intersection(names) for names in self.columns):
+            wanted = ", ".join(" or ".join(names) for names in self.columns)
+            raise ValueError(f"table: got the columns {', '.join(table.column_names)}, accepts {wanted} besides image")
         fitted((1, 1), longest=longest, shortest=shortest)  # a wrong argument is found here
         self.table, self.device, self.sides = table, device, dict(longest=longest, shortest=shortest)
 
@@ -95,6 +100,8 @@ class Pictures(ABC):
 class ObjectPictures(Pictures):
     """With ``Things``: of tables with ``boxes``, ``classes``, and ``polygons`` or a ``mask`` that numbers the objects from 1."""
 
+    columns = (("boxes",), ("classes",), ("polygons", "mask"))
+
     def target(self, picture: dict, size: tuple[int, int], seen: tuple[int, int]) -> Things:
         boxes = torch.tensor(picture["boxes"], dtype=torch.float32).view(-1, 4)
         if picture.get("polygons") is not None:
@@ -118,6 +125,8 @@ class PixelPictures(Pictures):
         void: the value of pixels that count nowhere; -1 is none.
         num_classes: how many classes there are.
     """
+
+    columns = (("mask",),)
 
     def __init__(self, table: pa.Table, device="cpu", *, void: int, num_classes: int, **sides):
         super().__init__(table, device, **sides)

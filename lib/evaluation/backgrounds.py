@@ -240,8 +240,9 @@ def measure_backgrounds(
         ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, as the papers' columns are named, ``background_gap``, and
         ``images``, the number of images in each.
     """
+    judged = source
     if "variant" in source.table.column_names:
-        variants = _official(source)
+        variants, judged = _official(source), train  # whose classes are others, so that the best probe is chosen on the training images
     else:
         images, masks, boxes, labels = known_objects(source)
         generator = torch.Generator().manual_seed(0)
@@ -253,7 +254,7 @@ def measure_backgrounds(
         if prefix == "" and isinstance(net.classifier, nn.Linear):
             classify = net
         else:
-            classify = probed(net, train, source, blocks=blocks if net.pooling is None else 1, batch_size=batch_size, **view, **options)
+            classify = probed(net, train, judged, blocks=blocks if net.pooling is None else 1, batch_size=batch_size, **view, **options)
         figures |= {prefix + name: value for name, value in background_accuracy(classify, variants, **view).items()}
     return {name: round(value, 3) for name, value in figures.items()}
 

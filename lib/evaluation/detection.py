@@ -32,11 +32,16 @@ class DetectionConfig(TrainingConfig):
     layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
     width: int  # channels of the pyramid and of the mask head
     hidden_dim: int  # of the box head
-    proposals: int  # an image from which the heads learn; twice as many pass the non-maximum suppression, four times as many enter it
+    proposals: int  # an image from which the heads learn; twice as many pass the non-maximum suppression, four times as many of each level enter it
 
     def __post_init__(self):
         super().__post_init__()
         check_layer_decay(self.layer_decay)
+        if not 1 <= self.train_size <= self.eval_size:
+            raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
+        for name in ("num_classes", "width", "hidden_dim", "proposals"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
 
 
 class Detection(Learner):
@@ -72,6 +77,8 @@ class Detection(Learner):
             mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
+        # Boxes take the type of what the head gives; in bfloat16 they would be rounded to two or three digits.
+        self.detector.rpn.head.register_forward_hook(lambda head, maps, found: tuple([part.float() for part in parts] for parts in found))
 
     @property
     def encoder(self) -> nn.Module:

@@ -109,14 +109,15 @@ def probed(
 
     Args:
         network: with ``last_cls``.
-        train, test: a ``lib.data.Bank`` or ``Stream`` each.
+        train, test: a ``lib.data.Bank`` or ``Stream`` each, to train on and to choose the best on.
         size, crop, blocks: as of ``pooled_features``.
         batch_size: of the probe's training.
         options: of ``train_probes``.
     """
     seen = dict(size=size, crop=crop, blocks=blocks)
-    features = banked(*pooled_features(network, train, **seen), batch_size=batch_size)
-    probes = train_probes(features, pooled_features(network, test, **seen), num_classes=int(train.labels.max()) + 1, **options)
+    known = pooled_features(network, train, **seen)
+    asked = known if test is train else pooled_features(network, test, **seen)
+    probes = train_probes(banked(*known, batch_size=batch_size), asked, num_classes=int(train.labels.max()) + 1, **options)
     best = probes.classifiers[probes.best]
 
     def classify(views: Tensor) -> Tensor:

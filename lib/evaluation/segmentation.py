@@ -37,6 +37,11 @@ class SegmentationConfig(TrainingConfig):
         check_layer_decay(self.layer_decay)
         if self.batch_size < 2:
             raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
+        if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
+            raise ValueError(f"resize: got {self.resize}, accepts two positive factors, the smaller one first")
+        for name in ("num_classes", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
 
 
 class Segmenter(nn.Module):

@@ -50,7 +50,7 @@ def load_checkpoint(name: str, device="cpu") -> torch.nn.Module:
 
 
 def kept_networks(*methods: str, device="cpu") -> dict[str, torch.nn.Module]:
-    """The kept encoders by what they have learned, after networks of the same kinds that have learned nothing.
+    """The kept encoders by what they have learned, after one network of each pooling that has learned nothing.
 
     Args:
         methods: of which the encoders are wanted, as configurations name them; none takes all.

@@ -64,6 +64,7 @@ def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     same = ["setting", "masking", "pooling", "seed"]
     metrics = ["task", "task_guess", "knn", "untrained_knn", "linear", "untrained_linear"]
+    table = table.reindex(columns=[*table, *(name for name in same if name not in table)])
     table = table.merge(recorded("linear").reindex(columns=[*same, "linear", "untrained_linear"]), how="left", on=same)
     grouped = (
         table.reindex(columns=[*table, *(m for m in metrics if m not in table)])
