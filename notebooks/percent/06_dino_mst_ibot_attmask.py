@@ -172,6 +172,14 @@ for name in table.index:
     place = (f"small/{rows[name]}", masks[name])
     for column, title in (("knn", "k-NN, ours"), ("linear", "linear, ours")):
         table.loc[name, title] = ours[column].get(place, float("nan")) if column in ours else float("nan")
+titles = {
+    "dino": "DINO",
+    "mst": "MST",
+    "ibot": "iBOT",
+    "ibot_attmask_high": "iBOT + AttMask-High",
+    "ibot_attmask_hint": "iBOT + AttMask-Hint",
+}
+table = table.rename(index=titles)
 network_bars(table[["k-NN, paper", "k-NN, ours"]], title="Methods: full ImageNet-1k (paper), Imagenette (ours)")
 table.round(1)
 
