@@ -37,7 +37,7 @@ from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
-# images are a Stream and are seen as the run's own evaluation sees them; without one, they are a table of whole images. Where they
+# images are a Stream and are seen as the run's own evaluation sees them, or cropped as the settings say; without one, they are a table of whole images. Where they
 # name a split to train on, of ``train_data`` or else of the same set, its images are a Bank. Where they name no split, the images are a Retrieval.
 MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "knn": measure_knn,
@@ -128,7 +128,8 @@ def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tupl
         return table, {"test": table_fingerprint(table)}, 0  # such measurements leave them out by themselves
     kept = readable(table, progress=progress)
     images = Stream(kept, settings.pop("canvas"), device)
-    settings |= dict(size=found.config["eval_size"], crop=found.config["eval_crop"])
+    settings.setdefault("size", found.config["eval_size"])
+    settings.setdefault("crop", found.config["eval_crop"])
     return images, {"test": images.fingerprint}, len(table) - len(kept)
 
 

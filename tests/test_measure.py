@@ -128,6 +128,8 @@ def in_view(box, size, crop, pixels):
         ((30, 5, 35, 10), (20, 60), 0.5, 10, (5, 0, 9, 5)),  # both; the crop is 25 … 35 by 5 … 15
         ((0, 0, 32, 32), (32, 32), 1.0, 32, (0, 0, 31, 31)),  # ends are included, so the last is pixel 31
         ((-5, -5, 99, 99), (32, 32), 0.5, 64, (0, 0, 63, 63)),
+        ((30, 5, 45, 10), (20, 60), None, 40, (20, 10, 30, 20)),  # the whole image, squeezed
+        ((5, 30, 10, 45), (60, 20), None, 40, (10, 20, 20, 30)),
     ],
 )
 def test_boxes_are_moved_with_the_view(box, size, crop, pixels, expected):
@@ -135,7 +137,7 @@ def test_boxes_are_moved_with_the_view(box, size, crop, pixels, expected):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 80), (90, 50)])
-@pytest.mark.parametrize("crop", [1.0, 0.75, 0.5])
+@pytest.mark.parametrize("crop", [1.0, 0.75, 0.5, None])
 def test_boxes_are_where_the_view_shows_the_object(size, crop):
     """A white rectangle on black, squeezed onto a canvas and seen through the centre view."""
     height, width = size
@@ -143,7 +145,8 @@ def test_boxes_are_where_the_view_shows_the_object(size, crop):
     original = torch.zeros(1, 3, height, width)
     original[..., box[1] : box[3], box[0] : box[2]] = 255
     canvas = nn.functional.interpolate(original, (256, 256), mode="area").round().byte()
-    view = center_view(canvas, 96, crop=crop, sizes=torch.tensor([size]))[0, 0]
+    shown = dict(crop=1.0) if crop is None else dict(crop=crop, sizes=torch.tensor([size]))
+    view = center_view(canvas, 96, **shown)[0, 0]
     bright = view > (view.min() + view.max()) / 2
     rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -211,6 +214,16 @@ def test_attention_that_differs_in_one_image_stays():
     assert localization_maps(Looking(maps), photos(), size=32) == {}
     maps[3, 1, 2] = 0.07
     torch.testing.assert_close(localization_maps(Looking(maps), photos(), size=32)["attention"], maps)
+
+
+def test_whole_images_are_squeezed_where_nothing_is_cropped():
+    source, seen = photos(), []
+    model = network("vit_nano", "simpool")
+    model.pool = lambda images, pool=model.pool: seen.append(images) or pool(images)
+    localization_maps(model, source, size=32, crop=None)
+    images, sizes, _ = next(source.batches([torch.arange(len(source))]))
+    assert (sizes[:, 0] != sizes[:, 1]).any()
+    torch.testing.assert_close(seen[0], center_view(images, 32, crop=1.0))  # without the originals' sizes
 
 
 def test_maps_are_oblong_where_the_grid_is():
@@ -336,7 +349,7 @@ def test_each_number_of_a_mask_is_an_object():
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 80), (90, 50)])
-@pytest.mark.parametrize("crop", [1.0, 0.75])
+@pytest.mark.parametrize("crop", [1.0, 0.75, None])
 def test_masks_are_seen_where_boxes_are(shape, crop):
     height, width = shape
     mask = np.zeros(shape, np.uint8)

@@ -236,14 +236,14 @@ def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def localization_maps(network: nn.Module, source, *, size: int, crop: float = 1.0, batch_size: int = 128) -> dict[str, Tensor]:
-    """Where a network looks, for every image's centre view.
+def localization_maps(network: nn.Module, source, *, size: int, crop: float | None = 1.0, batch_size: int = 128) -> dict[str, Tensor]:
+    """Where a network looks, for every image.
 
     Args:
         network: with ``features``; it is left in evaluation mode.
         source: a ``lib.data.Bank`` or ``Stream`` of M images.
         size: pixels a side that the network sees.
-        crop: part of the shorter side that is cut out.
+        crop: part of the shorter side that the centre view cuts out; None squeezes the whole image onto a square, as Choe et al. do.
         batch_size: images at a time.
 
     Returns:
@@ -255,7 +255,8 @@ def localization_maps(network: nn.Module, source, *, size: int, crop: float = 1.
     device = next(network.parameters()).device
     maps = {"attention": [], "cam": []}
     for images, sizes, _ in source.batches(torch.arange(len(source)).split(batch_size)):
-        features = network.pool(center_view(images, size, crop=crop, sizes=sizes).to(device))
+        view = center_view(images, size, crop=1.0) if crop is None else center_view(images, size, crop=crop, sizes=sizes)
+        features = network.pool(view.to(device))
         if features.attention is not None:
             maps["attention"].append(features.attention.float().mean(1).unflatten(1, features.grid).cpu())
         if isinstance(network.classifier, nn.Linear):
@@ -284,7 +285,7 @@ def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
 
 
 def measure_localization(
-    network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float = 1.0, box_size: int = 224, progress: bool = False
+    network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float | None = 1.0, box_size: int = 224, progress: bool = False
 ) -> dict[str, float]:
     """MaxBoxAccV2 of a network's maps and the share of its attention that lies on the objects, in percent.
 

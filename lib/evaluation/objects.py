@@ -1,4 +1,4 @@
-"""Where the objects are in a centre view, known from boxes or masks of the whole images."""
+"""Where the objects are in what a network sees of an image, known from boxes or masks of the whole image."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch import Tensor
 from lib.data.whole import read_mask
 
 
-def true_objects(source, *, crop: float = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Where the objects are in every image's centre view.
+def true_objects(source, *, crop: float | None = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Where the objects are in every image's centre view, or in the whole image squeezed onto a square.
 
     Args:
         source: a ``lib.data.Stream`` of M images whose table has ``boxes``, ``mask`` or both. Without boxes, an object's box is
             the extent of its number in the mask.
-        crop: part of the shorter side that is cut out.
+        crop: part of the shorter side that the centre view cuts out; None squeezes the whole image.
         size: pixels a side.
 
     Returns:
@@ -43,17 +43,23 @@ def true_objects(source, *, crop: float = 1.0, size: int = 224) -> tuple[list[Te
     return [boxes.clamp(0, size - 1) for boxes in seen], inside
 
 
-def boxes_in_view(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
-    """Boxes [n, 4] of an image of (height, width) ``original`` as the centre view shows them at ``size`` pixels, cut at its edges."""
+def boxes_in_view(boxes: Tensor, original: Tensor, crop: float | None, size: int) -> Tensor:
+    """Boxes [n, 4] of an image of (height, width) ``original`` as its view at ``size`` pixels shows them, cut at the edges; crop as above."""
     return _moved(boxes, original, crop, size).clamp(0, size - 1)
 
 
-def _moved(boxes: Tensor, original: Tensor, crop: float, size: int) -> Tensor:
-    """As ``boxes_in_view``, not cut."""
-    height, width = original.tolist()
+def _window(height: int, width: int, crop: float | None) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of what is seen of an image, in its pixels."""
+    if crop is None:
+        return 0.0, 0.0, float(width), float(height)
     side = min(height, width) * crop
-    offset = torch.tensor([(width - side) / 2, (height - side) / 2] * 2)
-    return (boxes - offset) * (size / side)
+    return (width - side) / 2, (height - side) / 2, side, side
+
+
+def _moved(boxes: Tensor, original: Tensor, crop: float | None, size: int) -> Tensor:
+    """As ``boxes_in_view``, not cut."""
+    left, top, width, height = _window(*original.tolist(), crop)
+    return (boxes - torch.tensor([left, top] * 2)) * torch.tensor([size / width, size / height] * 2)
 
 
 def _cover(boxes: Tensor, size: int) -> Tensor:
@@ -64,12 +70,12 @@ def _cover(boxes: Tensor, size: int) -> Tensor:
     return (y[:, :, None] & x[:, None, :]).any(0).float()
 
 
-def _mask_in_view(mask: Tensor, crop: float, size: int) -> Tensor:
-    """Bool[H, W] of an image as the centre view shows it, Float[size, size]; a pixel takes what lies at its centre."""
-    side = min(mask.shape) * crop
-    places = (torch.arange(size) + 0.5) * (side / size)
-    rows, columns = (((length - side) / 2 + places).long() for length in mask.shape)
-    return mask[rows][:, columns].float()
+def _mask_in_view(mask: Tensor, crop: float | None, size: int) -> Tensor:
+    """Bool[H, W] of an image as its view shows it, Float[size, size]; a pixel takes what lies at its centre."""
+    left, top, width, height = _window(*mask.shape, crop)
+    places = torch.arange(size) + 0.5
+    rows, columns = top + places * (height / size), left + places * (width / size)
+    return mask[rows.long()][:, columns.long()].float()
 
 
 def _extents(mask: Tensor) -> Tensor:
