@@ -37,8 +37,9 @@ from lib.results.runs import Measurement, Run
 from lib.train import default_device, find_run, load_encoder, untrained_encoder
 
 # measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
-# images are a Stream and are seen as the run's own evaluation sees them, or cropped as the settings say; without one, they are a table of whole images. Where they
-# name a split to train on, of ``train_data`` or else of the same set, its images are a Bank. Where they name no split, the images are a Retrieval.
+# images are a Stream and are seen as the run's own evaluation sees them, or cropped as the settings say; without one, they are a table of
+# whole images. Where they name a split to train on, of ``train_data`` or else of the same set, its images are a Bank. Where they name no
+# split, the images are a Retrieval.
 MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
     "knn": measure_knn,
     "linear": measure_linear,

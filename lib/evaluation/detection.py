@@ -17,7 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from lib.data.pictures import ObjectPictures, Things
 from lib.data.views import MEAN, STD
-from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer, trained_from
+from lib.evaluation.finetune import check_counts, check_layer_decay, layerwise_optimizer, trained_from
 from lib.models.pyramid import SimplePyramid
 from lib.training import Learner, TrainingConfig
 
@@ -39,9 +39,7 @@ class DetectionConfig(TrainingConfig):
         check_layer_decay(self.layer_decay)
         if not 1 <= self.train_size <= self.eval_size:
             raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
-        for name in ("num_classes", "width", "hidden_dim", "proposals"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
+        check_counts(self, "num_classes", "width", "hidden_dim", "proposals")
 
 
 class Detection(Learner):

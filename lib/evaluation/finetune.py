@@ -29,6 +29,13 @@ class FineTuneConfig(SupervisedConfig):
             raise ValueError(f"optimizer: got {self.optimizer!r}, fine-tuning accepts adamw")
 
 
+def check_counts(config: TrainingConfig, *names: str) -> None:
+    """Keys that accept 1 or more."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: got {getattr(config, name)}, accepts 1 or more")
+
+
 def check_layer_decay(layer_decay: float) -> None:
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay: got {layer_decay}, accepts a number in (0, 1]")

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from lib.data.pictures import VOID, PixelPictures
 from lib.data.views import normalise
-from lib.evaluation.finetune import check_layer_decay, layerwise_optimizer, trained_from
+from lib.evaluation.finetune import check_counts, check_layer_decay, layerwise_optimizer, trained_from
 from lib.models.pyramid import SimplePyramid
 from lib.training import Learner, TrainingConfig
 
@@ -39,9 +39,7 @@ class SegmentationConfig(TrainingConfig):
             raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
         if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"resize: got {self.resize}, accepts two positive factors, the smaller one first")
-        for name in ("num_classes", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
+        check_counts(self, "num_classes", "width")
 
 
 class Segmenter(nn.Module):
