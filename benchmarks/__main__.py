@@ -17,8 +17,9 @@ import torch
 from benchmarks.measure import measure, peak_bytes
 from benchmarks.rows import ROWS
 from lib import paths
-from lib.results.runs import append_line, provenance
-from lib.train import default_device
+from lib.engine.processes import default_device
+from lib.results.provenance import provenance
+from lib.results.records import append_line
 
 
 def main(arguments: list[str] | None = None) -> int:

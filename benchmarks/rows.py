@@ -9,10 +9,11 @@ from benchmarks.measure import Row
 from lib import recipes
 from lib.data.views import make_views, multi_crop_recipe, normalise
 from lib.distillation.methods import Distillation
+from lib.engine.seeds import seed_step
 from lib.evaluation import knn_predict, lost, max_box_accuracy, propagate_labels
+from lib.learning.optimizers import clip_each, make_optimizer
 from lib.models import create_model
 from lib.train import build, configure
-from lib.training import clip_each, make_optimizer, seed_step
 
 # ViT-Ti/16 at 224 px, 2 global and 6 local crops, K = 8192, 8 images
 STEP = dict(

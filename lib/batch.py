@@ -70,7 +70,7 @@ def plan(notebooks: list[Path], scale: str, *, seeds: list[int] | None = None, r
     jobs = []
     for source in notebooks:
         known = notebook_parameters(source)
-        for seed in seeds or [None]:
+        for seed in seeds or (None,):
             wanted = {"scale": scale, "record": record or None, "seed": seed}
             parameters = {name: value for name, value in wanted.items() if value is not None and name in known}
             suffix = f"-seed{seed}" if "seed" in parameters else ""

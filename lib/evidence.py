@@ -7,14 +7,19 @@ python -m lib.evidence small --budget 60
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from lib import recipes
+from lib.engine.processes import default_device
 from lib.measure import measure, measurement_of
-from lib.results.runs import Result, records
-from lib.train import default_device, find_run, run
+from lib.results.records import records
+from lib.results.runs import Result
+from lib.train import find_run, run
 
 
 def record_evidence(scale: str, *, budget: float | None = None, device=None, root: str | Path | None = None, progress: bool = True) -> bool:
@@ -38,46 +43,68 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
     """
     started = time.monotonic()
     device = torch.device(device or default_device())
-    wanted = recipes.evidence(scale, device.type)
-    if not wanted:
-        raise ValueError(f"device: got {device.type}, on which recipes/{scale}.yaml has no evidence")
+    items = _items(scale, device.type)
     recorded = set(records().get("key", []))
+    failed: set[str] = set()  # runs
     complete = True
-
-    def left() -> float | None:
-        return None if budget is None else max(0.0, budget - (time.monotonic() - started))
-
-    def make(entry: str, overrides: dict, name: str, settings: dict) -> Result:
-        options = dict(device=device, root=root, record=True, progress=progress)
-        trained = run(entry, budget=left(), **options, **overrides)
-        return measure(name, trained, budget=left(), **options, **settings) if name and trained.finished else trained
-
-    for number, (entry, overrides, measurements) in enumerate(wanted, 1):
-        found = find_run(entry, **overrides)
-        for name, settings in (("", {}), *measurements):  # the run itself, then its measurements
-            title = " ".join(filter(None, [f"[{number}/{len(wanted)}]", entry, recipes.words(overrides), name, recipes.words(settings)]))
-            result = measurement_of(found, name, **settings) if name else found
-            if result.key in recorded:
-                print(f"{title}: recorded")
-                continue
-            if left() == 0:
-                print(f"{title}: no time left; the same command continues here")
-                return False
+    for title, run_key, key, make in items:
+        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+        if key in recorded:
+            print(f"{title}: recorded")
+        elif run_key in failed:  # what is not trained can't be measured
+            complete = False
+        elif left == 0:
+            print(f"{title}: no time left; the same command continues here")
+            return False
+        else:
             print(title, flush=True)
             try:
-                result = make(entry, overrides, name, settings)
+                result = make(budget=left, device=device, root=root, record=True, progress=progress)
             except (ImportError, RuntimeError, ValueError) as error:
                 print(f"{title}: failed: {error}", file=sys.stderr)
                 complete = False
-                if name:
-                    continue
-                break  # what is not trained can't be measured
+                failed |= {run_key} if key == run_key else set()
+                continue
             if not result.finished:
                 print(f"{title}: stopped at the time budget; the same command continues here")
                 return False
             figures = {metric: value for metric, value in result.metrics.items() if isinstance(value, float)}
             print(f"{title}: " + ", ".join(f"{metric} {value:.1f}" for metric, value in list(figures.items())[:4]), flush=True)
     return complete
+
+
+class Item(NamedTuple):
+    """A run of the evidence or a measurement of it: a title, the keys of the run and of the result, and what makes the result."""
+
+    title: str
+    run_key: str
+    key: str
+    make: Callable[..., Result]
+
+
+def _items(scale: str, device: str) -> list[Item]:
+    """Every run of a scale's evidence, each followed by its measurements."""
+    runs = recipes.evidence(scale, device)
+    if not runs:
+        raise ValueError(f"device: got {device}, on which recipes/{scale}.yaml has no evidence")
+    items = []
+    for number, (entry, overrides, measurements) in enumerate(runs, 1):
+        trained = find_run(entry, **overrides)
+        for name, settings in (("", {}), *measurements):  # the run itself, then its measurements
+            words = [f"[{number}/{len(runs)}]", entry, recipes.words(overrides), name, recipes.words(settings)]
+            result = measurement_of(trained, name, **settings) if name else trained
+            items.append(Item(" ".join(filter(None, words)), trained.key, result.key, partial(_make, entry, overrides, name, settings)))
+    return items
+
+
+def _make(entry: str, overrides: dict, name: str, settings: dict, *, budget: float | None, **options: Any) -> Result:
+    """Train a run and, where a measurement is named, measure it; a run that has left the store is trained again."""
+    started = time.monotonic()
+    trained = run(entry, budget=budget, **options, **overrides)
+    if not (name and trained.finished):
+        return trained
+    left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+    return measure(name, trained, budget=left, **options, **settings)
 
 
 def main(arguments: list[str] | None = None) -> int:

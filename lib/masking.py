@@ -8,17 +8,42 @@ iBOT (Zhou et al., ICLR 2022), MAE (He et al., CVPR 2022) for the ratio of 75%.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STRATEGIES = ("block", "random", "random75", "attmask_low", "attmask_hint", "attmask_high")
+
+class Request(NamedTuple):
+    """What a strategy has to mask: ``counts`` Long[B] tokens of each row, from the ``ratios`` Float64[B] on a ``grid`` (H, W).
+
+    ``attention`` is Float[B, H * W] for strategies that look at it; hints come from the ``hint_pool`` most attended part of the tokens;
+    randomness comes from the ``generator``.
+    """
+
+    counts: Tensor
+    ratios: Tensor
+    grid: tuple[int, int]
+    attention: Tensor | None
+    hint_pool: float
+    generator: torch.Generator | None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A masking strategy; ``STRATEGIES`` declares them by name."""
+
+    sample: Callable[[Request], Tensor]  # gives Bool[B, H * W], True = masked
+    needs_attention: bool = False
+    ratio: float | None = None  # of its own, in place of the drawn one
 
 
 def needs_attention(strategy: str) -> bool:
     """Whether a strategy of ``STRATEGIES`` looks at the teacher's attention."""
     _check_choice("strategy", strategy, STRATEGIES)
-    return strategy.startswith("attmask")
+    return STRATEGIES[strategy].needs_attention
 
 
 def random_mask(batch: int, tokens: int, ratio: float, *, generator: torch.Generator | None = None, device=None) -> Tensor:
@@ -117,14 +142,15 @@ def draw_masks(
     ratio_range: tuple[float, float] = (0.1, 0.5),
     probability: float = 0.5,
     share_ratio: bool = True,
+    hint_pool: float = 0.1,
     generator: torch.Generator | None = None,
     device=None,
 ) -> Tensor:
     """The masks of one training step: each row is masked with ``probability``, at a ratio r ~ U(ratio_range).
 
     ``share_ratio`` draws one r for the whole batch (what AttMask's code does for its own strategies) instead of one a row
-    (what iBOT's code does for block and random). A comparison must use one setting for all strategies. ``random75`` is
-    random at the fixed ratio 0.75.
+    (what iBOT's code does for block and random). A comparison must use one setting for all strategies. A strategy with a
+    ratio of its own, as ``random75``, takes that.
 
     Args:
         strategy: one of ``STRATEGIES``.
@@ -134,6 +160,7 @@ def draw_masks(
         ratio_range: bounds of r, within [0, 1).
         probability: that a row is masked at all.
         share_ratio: one r a batch, or one a row.
+        hint_pool: as of ``attention_mask``.
         generator: source of randomness, best on the CPU; None is torch's global one.
         device: where the masks lie; None is the attention's device, or the generator's.
 
@@ -155,17 +182,12 @@ def draw_masks(
         got = None if attention is None else f"{attention.dtype} of shape {tuple(attention.shape)}"
         raise ValueError(f"attention: got {got}, {strategy} accepts floats of shape {(batch, tokens)}")
 
-    low, high = (0.75, 0.75) if strategy == "random75" else ratio_range
+    chosen = STRATEGIES[strategy]
+    low, high = ratio_range if chosen.ratio is None else (chosen.ratio, chosen.ratio)
     ratios = low + (high - low) * torch.rand(1 if share_ratio else batch, generator=generator, device=where, dtype=torch.float64)
     masked = torch.rand(batch, generator=generator, device=where) < probability
     ratios = torch.where(masked, ratios.expand(batch), 0.0)
-    counts = (ratios * tokens).long()
-    if strategy == "block":
-        masks = _blocks(counts, grid, generator)
-    elif strategy in ("random", "random75"):
-        masks = _random(counts, tokens, generator)
-    else:
-        masks = _attended(attention, counts, ratios, strategy.removeprefix("attmask_"), 0.1, None, generator)
+    masks = chosen.sample(Request((ratios * tokens).long(), ratios, grid, attention, hint_pool, generator))
     return masks.to(device or (where if attention is None else attention.device))
 
 
@@ -232,6 +254,25 @@ def _blocks(counts: Tensor, grid: tuple[int, int], generator) -> Tensor:
 def _uniforms(generator):
     while True:
         yield from torch.rand(256, generator=generator, device=_device_of(generator), dtype=torch.float64).tolist()
+
+
+def _attention_strategy(strategy: str) -> Strategy:
+    def sample(request: Request) -> Tensor:
+        return _attended(request.attention, request.counts, request.ratios, strategy, request.hint_pool, None, request.generator)
+
+    return Strategy(sample, needs_attention=True)
+
+
+_uniform = Strategy(lambda request: _random(request.counts, request.grid[0] * request.grid[1], request.generator))
+
+STRATEGIES: dict[str, Strategy] = {
+    "block": Strategy(lambda request: _blocks(request.counts, request.grid, request.generator)),
+    "random": _uniform,
+    "random75": Strategy(_uniform.sample, ratio=0.75),
+    "attmask_low": _attention_strategy("low"),
+    "attmask_hint": _attention_strategy("hint"),
+    "attmask_high": _attention_strategy("high"),
+}
 
 
 def _device_of(generator) -> torch.device:

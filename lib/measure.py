@@ -10,50 +10,83 @@ python -m lib.measure released attmask_high checkpoint.pth
 import argparse
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import torch
+from torch import nn
 
 from lib import recipes
-from lib.data.bank import Stream, bank, table_fingerprint
-from lib.data.loading import read_table
-from lib.data.revisited import Retrieval, load_retrieval
-from lib.data.whole import readable
-from lib.downstream import FINE_TUNED, fine_tune_run
-from lib.evaluation.backgrounds import measure_backgrounds
-from lib.evaluation.discovery import measure_discovery
+from lib.data.bank import bank
+from lib.engine.checkpoint import CHECKPOINT, load_checkpoint
+from lib.engine.processes import default_device
+from lib.evaluation.base import Context, Evaluation, Inputs, Origin, evaluation_class, evaluation_names
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
-from lib.evaluation.knn import evaluate_knn, measure_knn
-from lib.evaluation.linear import measure_linear
-from lib.evaluation.localization import measure_localization
-from lib.evaluation.retrieval import measure_retrieval
-from lib.evaluation.video import measure_video
+from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.evaluation.knn import evaluate_knn
 from lib.models import load_released
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
-from lib.train import default_device, find_run, load_encoder, untrained_encoder
+from lib.train import find_run, load_encoder, untrained_encoder
 
-# measurement -> function of (network, its untrained twin, images, **settings), giving metrics. Where the settings have a canvas, the
-# images are a Stream and are seen as the run's own evaluation sees them, or cropped as the settings say; without one, they are a table of
-# whole images. Where they name a split to train on, of ``train_data`` or else of the same set, its images are a Bank. Where they name no
-# split, the images are a Retrieval.
-MEASUREMENTS: dict[str, Callable[..., dict[str, float]]] = {
-    "knn": measure_knn,
-    "linear": measure_linear,
-    "backgrounds": measure_backgrounds,
-    "localization": measure_localization,
-    "discovery": measure_discovery,
-    "retrieval": measure_retrieval,
-    "video": measure_video,
-}
+
+def evaluate(
+    name: str,
+    network: nn.Module,
+    *,
+    untrained: nn.Module | None = None,
+    scale: str = "small",
+    origin: Origin | None = None,
+    root: str | Path | None = None,
+    progress: bool = True,
+    **overrides,
+) -> dict[str, float]:
+    """Measure any network: ``evaluate("localization", network, data="horses", split="test")``.
+
+    Args:
+        name: of a measurement, see ``lib.evaluation.base.evaluation_names``.
+        network: any of ``lib.models.create_model``'s, on its device.
+        untrained: a network from which it started, whose figures come with ``untrained_`` before their names.
+        scale: whose recipes state the settings.
+        origin: how the network was trained; None takes its image size and the defaults of ``Origin``.
+        root: folder of the data set; None as in ``lib.data.load``.
+        progress: show bars.
+        overrides: settings of the measurement and other values for them.
+
+    Returns:
+        Figures, in percent unless their names say otherwise.
+
+    Raises:
+        ValueError: an unknown measurement or setting, or missing or damaged data.
+    """
+    evaluation = create_evaluation(name, scale, origin=origin or _origin_of(network), **overrides)
+    inputs = evaluation.load(root=root, device=next(network.parameters()).device, progress=progress)
+    networks: dict[bool, Callable[[], nn.Module]] = {True: lambda: network}
+    if untrained is not None:
+        networks[False] = lambda: untrained
+    with tempfile.TemporaryDirectory() as folder:
+        figures = _figures(evaluation, inputs, networks, lambda trained: Path(folder) / str(trained), progress=progress)
+    assert figures is not None  # there was no budget
+    return figures
+
+
+def create_evaluation(name: str, scale: str, *, origin: Origin | None = None, **overrides) -> Evaluation:
+    """A measurement with the settings of a scale's recipes, some of them overridden.
+
+    Raises:
+        ValueError: an unknown measurement or setting, or a value of another type.
+    """
+    kind = evaluation_class(name)
+    return kind(kind.Settings.of(f"{scale}/{name}", recipes.measurement(scale, name), overrides), origin)
 
 
 def measure(
     name: str,
-    found: Run,
+    run: Run,
     *,
     root: str | Path | None = None,
     device=None,
@@ -62,14 +95,14 @@ def measure(
     progress: bool = True,
     **overrides,
 ) -> Measurement:
-    """Measure a finished run, or load what was measured before.
+    """Measure a finished run and the network from which it started, or load what was measured before.
 
     Args:
-        name: one of ``MEASUREMENTS`` or ``FINE_TUNED``; its settings stand in the recipes of the run's scale.
-        found: a finished run.
+        name: of a measurement; its settings stand in the recipes of the run's scale.
+        run: a finished run.
         root: folder of the data set; None as in ``lib.data.load``.
-        budget: seconds of training after which to stop with a checkpoint, of measurements that train the network; None never stops.
         device: None is the GPU if there is one, else the CPU.
+        budget: seconds of training after which to stop with a checkpoint, of measurements that train the network; None never stops.
         record: leave a line in ``records/``.
         progress: show bars.
         overrides: settings of the measurement and other values for them.
@@ -82,56 +115,94 @@ def measure(
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"processes: got {processes} of torchrun, measurements accept one")
-    made = measurement_of(found, name, **overrides)
-    if not made.finished:
-        found.result()  # says so where the run is not finished
-        device = torch.device(device or default_device())
-        if name in FINE_TUNED:
-            with found.lock():
-                if not made.finished:  # by who held the lock before
-                    fine_tune_run(made, root=root, device=device, budget=budget, progress=progress)
-        else:
-            settings = made.settings
-            images, fingerprints, left_out = _images(found, settings, root=root, device=device, progress=progress)
-            networks = load_encoder(found, device), untrained_encoder(found, device)
-            metrics = MEASUREMENTS[name](*networks, images, **settings, progress=progress)
-            metrics.setdefault("left_out", float(left_out))
-            made.finish(metrics, data=fingerprints, device=device)
-    if record and made.finished:
-        made.record()
-    return made
+    measurement = measurement_of(run, name, **overrides)
+    if not measurement.finished:
+        run.result()  # says so where the run is not finished
+        with run.lock():
+            if not measurement.finished:  # by who held the lock before
+                _make(measurement, root, torch.device(device or default_device()), budget, progress)
+    if record and measurement.finished:
+        measurement.record()
+    return measurement
 
 
-def measurement_of(found: Run, name: str, **overrides) -> Measurement:
+def measurement_of(run: Run, name: str, **overrides) -> Measurement:
     """A run's measurement, finished or not; arguments and errors as of ``measure``."""
-    if name not in (*MEASUREMENTS, *FINE_TUNED):
-        raise ValueError(f"name: got {name!r}, accepts {', '.join((*MEASUREMENTS, *FINE_TUNED))}")
-    return Measurement(found, name, recipes.measurement(found.scale, name, overrides))
+    settings = create_evaluation(name, run.scale, **overrides).settings
+    return Measurement(run, name, settings, settings.changes(recipes.measurement(run.scale, name)))
 
 
-def _images(found: Run, settings: dict, *, root, device, progress: bool) -> tuple[pa.Table | Stream | Retrieval, dict[str, str], int]:
-    """What a measurement looks at, its fingerprints, and how many damaged images were left out; the settings are left with what the
-    measurement itself takes.
+def evaluation_of(measurement: Measurement) -> Evaluation:
+    """What a measurement does, for the run that it measures."""
+    config = measurement.run.config
+    origin = Origin(config["eval_size"], config["eval_crop"], config["data"], config["fraction"], config["seed"])
+    return evaluation_class(measurement.experiment)(measurement.settings, origin)
+
+
+def load_tuned(measurement: Measurement, *, trained: bool = True, device="cpu") -> nn.Module:
+    """The classifier, detector or segmenter of a finished measurement that trains, in evaluation mode.
+
+    Args:
+        measurement: of a subclass of ``FineTunedEvaluation``.
+        trained: False gives the one that started from the untrained network.
+        device: where it lies.
+
+    Raises:
+        ValueError: it is not finished, trains nothing, or its checkpoint is damaged.
     """
-    data, split = settings.pop("data"), settings.pop("split", None)
-    if split is None:
-        retrieval = load_retrieval(data, root=root)
-        return retrieval, {name: table_fingerprint(getattr(retrieval, name)) for name in ("database", "queries")}, 0
-    table = read_table(data, split, root=root)
-    if "train" in settings:
-        source = settings.pop("train_data", data)
-        fraction = found.config["fraction"] if source == found.config["data"] else 1.0
-        options = dict(fraction=fraction, root=root, device=device, progress=progress)
-        settings["train"] = bank(source, settings["train"], settings["canvas"], **options)
-    elif "boxes" in table.column_names:
-        table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
-    if "canvas" not in settings:
-        return table, {"test": table_fingerprint(table)}, 0  # such measurements leave them out by themselves
-    kept = readable(table, progress=progress)
-    images = Stream(kept, settings.pop("canvas"), device)
-    settings.setdefault("size", found.config["eval_size"])
-    settings.setdefault("crop", found.config["eval_crop"])
-    return images, {"test": images.fingerprint}, len(table) - len(kept)
+    measurement.result()
+    evaluation = evaluation_of(measurement)
+    if not isinstance(evaluation, FineTunedEvaluation):
+        raise ValueError(f"measurement: got {measurement.experiment}, accepts one that trains the network")
+    learner = evaluation.restored(untrained_encoder(measurement.run), measurement.training_folder(trained=trained))
+    return learner.encoder.to(device).eval()
+
+
+def _make(measurement: Measurement, root, device: torch.device, budget: float | None, progress: bool) -> None:
+    """Finish a measurement, or stop at the budget."""
+    run, evaluation = measurement.run, evaluation_of(measurement)
+    inputs = evaluation.load(root=root, device=device, progress=progress)
+    networks = {True: lambda: load_encoder(run, device), False: lambda: untrained_encoder(run, device)}
+
+    def folder(trained: bool) -> Path:
+        return measurement.training_folder(trained=trained)
+
+    figures = _figures(evaluation, inputs, networks, folder, budget=budget, progress=progress)
+    if figures is not None:
+        trainings = [folder(trained) for trained in networks if (folder(trained) / CHECKPOINT).is_file()]
+        seconds = sum(load_checkpoint(training)["seconds"] for training in trainings) if trainings else None
+        measurement.finish(figures, data=inputs.fingerprints, device=device, seconds=seconds)
+
+
+def _figures(
+    evaluation: Evaluation,
+    inputs: Inputs,
+    networks: dict[bool, Callable[[], nn.Module]],
+    folder: Callable[[bool], Path],
+    *,
+    budget: float | None = None,
+    progress: bool = True,
+) -> dict[str, float] | None:
+    """Figures of the trained network (True) and, with ``untrained_`` before them, of the untrained one (False); None when the budget ended
+    first.
+    """
+    started = time.monotonic()
+    figures: dict[str, float] = {}
+    for trained, network in networks.items():
+        left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
+        context = Context(trained=trained, progress=progress, folder=folder(trained), budget=left)
+        measured = evaluation.measure(network(), inputs, context)
+        if measured is None:
+            return None
+        prefix = "" if trained else "untrained_"
+        figures |= {prefix + name: round(value, 3) for name, value in measured.items() if trained or name not in evaluation.once}
+    return figures if inputs.left_out is None else figures | {"left_out": float(inputs.left_out)}
+
+
+def _origin_of(network: nn.Module) -> Origin:
+    """Of a network that is no run: its image size."""
+    size = getattr(network, "_hub_mixin_config", {}).get("img_size", Origin.size)
+    return Origin(size=size if isinstance(size, int) else max(size))
 
 
 def measure_released(name: str, file: str | Path, *, root: str | Path | None = None, device=None, progress: bool = True) -> pd.DataFrame:
@@ -169,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lib.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measurement", choices=(*MEASUREMENTS, *FINE_TUNED, "released"))
+    parser.add_argument("measurement", choices=(*evaluation_names(), "released"))
     parser.add_argument("entry", metavar="ENTRY", help="recipe entry of a finished run, scale/name; or the name of a released checkpoint")
     parser.add_argument(
         "overrides",
@@ -188,14 +259,12 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"file: got {options.overrides}, accepts one file after the name of the released checkpoint")
             print(measure_released(options.entry, options.overrides[0], root=options.root, device=options.device).round(1).to_string())
             return 0
-        overrides = dict(recipes.parse(assignment) for assignment in options.overrides)
+        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
         prefix = f"{options.measurement}."
-        settings = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
-        found = find_run(options.entry, **overrides)
+        settings: dict[str, Any] = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
         budget = None if options.budget is None else 60 * options.budget
-        made = measure(
-            options.measurement, found, root=options.root, device=options.device, budget=budget, record=options.record, **settings
-        )
+        common: dict[str, Any] = dict(root=options.root, device=options.device, budget=budget, record=options.record)
+        made = measure(options.measurement, find_run(options.entry, **overrides), **common, **settings)
     except (ImportError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,10 +4,10 @@ An entry is named ``scale/name``. Its keys are the fields of its method's config
 ``about`` (what it is, costs and gives) and ``experiment`` (the file of ``records/`` that its runs go to).
 """
 
-import dataclasses
 import itertools
 import json
 import shlex
+from dataclasses import dataclass
 from functools import cache
 
 import yaml
@@ -17,7 +17,7 @@ from lib import paths
 SCALES = ("smoke", "small", "paper")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Entry:
     """A recipe entry: ``settings`` are the configuration's, as the file has them."""
 
@@ -34,7 +34,7 @@ def _read(scale: str) -> dict:
         raise ValueError(f"scale: got {scale!r}, accepts {', '.join(SCALES)}")
     file = paths.RECIPES / f"{scale}.yaml"
     try:
-        return yaml.safe_load(file.read_text())
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: missing or damaged ({error})") from error
 
@@ -75,26 +75,16 @@ def entry_for(scale: str, role: str, device: str) -> str:
     return f"{scale}/{name[device] if isinstance(name, dict) else name}"
 
 
-def measurement(scale: str, name: str, overrides: dict | None = None) -> dict:
-    """The settings of a measurement at a scale, the file's ``measurements``, with some of them overridden.
+def measurement(scale: str, name: str) -> dict:
+    """The settings of a measurement at a scale, the file's ``measurements``.
 
     Raises:
-        ValueError: a measurement or a setting that the scale does not have, or a value of another type than the scale's.
+        ValueError: a measurement that the scale does not have.
     """
     known = _read(scale).get("measurements") or {}
     if name not in known:
         raise ValueError(f"name: got {name!r}, {scale} accepts {', '.join(known) or 'none'}")
-    settings = dict(known[name])
-    for key, value in (overrides or {}).items():
-        if key not in settings:
-            raise ValueError(f"{name}.{key}: unknown setting, {name} at the scale {scale} accepts {', '.join(settings)}")
-        default = settings[key]
-        kind = list[float] if isinstance(default, list) and default and isinstance(default[0], float) else type(default)
-        value = _typed(f"{name}.{key}", value, kind)
-        if None not in (default, value) and type(value) is not type(default):
-            raise ValueError(f"{name}.{key}: got {value!r}, accepts {type(default).__name__}, like {default!r}")
-        settings[key] = value
-    return settings
+    return dict(known[name])
 
 
 def released(name: str) -> dict:
@@ -111,8 +101,8 @@ def released(name: str) -> dict:
 
 def fractions(scale: str, device: str) -> list[float]:
     """The fractions of the data that are compared at a scale on a kind of device."""
-    chosen = _read(scale)["fractions"]
-    return chosen[device] if isinstance(chosen, dict) else chosen
+    listed = _read(scale)["fractions"]
+    return listed[device] if isinstance(listed, dict) else listed
 
 
 def evidence(scale: str, device: str) -> list[tuple[str, dict, list[tuple[str, dict]]]]:
@@ -129,50 +119,8 @@ def evidence(scale: str, device: str) -> list[tuple[str, dict, list[tuple[str, d
             values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
             named = [words.split() for words in item.get("measure", [])]
             measured = [(name, dict(map(parse, assignments))) for name, *assignments in named]
-            runs += [(f"{scale}/{item['entry']}", dict(zip(keys, chosen)), measured) for chosen in itertools.product(*values)]
+            runs += [(f"{scale}/{item['entry']}", dict(zip(keys, values_of_run)), measured) for values_of_run in itertools.product(*values)]
     return runs
-
-
-def configure(chosen: Entry, config_class: type, overrides: dict):
-    """The configuration of an entry with some keys overridden.
-
-    Raises:
-        ValueError: an unknown or missing key, or a value of the wrong type.
-    """
-    known = {field.name: field.type for field in dataclasses.fields(config_class)}
-    where = f"{chosen.scale}/{chosen.name}"
-    for source, keys in ((f"entry {where}", chosen.settings), ("overrides", overrides)):
-        for key in keys:
-            if key not in known:
-                raise ValueError(f"{key}: unknown key in {source}; {where} accepts {', '.join(known)}")
-    missing = [key for key in known if key not in chosen.settings]
-    if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}")
-    settings = chosen.settings | overrides
-    return config_class(**{key: _typed(key, value, known[key]) for key, value in settings.items()})
-
-
-def overrides(name: str, config: dict) -> dict:
-    """The keys of a run's or a measurement's configuration that the entry, or the measurement at its scale, has otherwise now.
-
-    Args:
-        name: ``scale/name`` of an entry.
-        config: its keys are the entry's, and ``measurement.key`` those of measurements.
-    """
-    try:
-        known = dict(entry(name).settings)
-        for measured in {key.partition(".")[0] for key in config if "." in key}:
-            known |= {f"{measured}.{key}": value for key, value in measurement(name.partition("/")[0], measured).items()}
-    except ValueError:  # records may be older than the recipes
-        return {}
-    return {key: value for key, value in config.items() if key not in known or not _same(value, known[key])}
-
-
-def _same(value, other) -> bool:
-    try:
-        return float(value) == float(other)  # YAML 1.1 reads 1e-4 as a string
-    except (TypeError, ValueError):
-        return value == other
 
 
 def words(overrides: dict) -> str:
@@ -190,15 +138,3 @@ def parse(assignment: str) -> tuple[str, object]:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"{key}: got {value!r}, accepts a number, a word, or a list in brackets") from error
-
-
-def _typed(key: str, value, kind):
-    """``value`` as the type of its field, as far as YAML 1.1 reads it otherwise: 1e-4 is a string there."""
-    try:
-        if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            return float(value)
-        if kind == list[float]:
-            return [float(v) for v in value]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}: got {value!r}, accepts {'a number' if kind is float else 'a list of numbers'}") from error
-    return value

@@ -5,41 +5,40 @@ torchrun --nproc-per-node 4 -m lib.train paper/ibot_20pct masking=attmask_high
 """
 
 import argparse
-import os
+import importlib
+import pkgutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from lib import recipes
-from lib.data import bank, card
-from lib.distillation.methods import Distillation, DistillationConfig, MSTConfig
+from lib.data import Dataset, bank
+from lib.data.loading import check_num_classes
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.engine.loop import train, training_steps
+from lib.engine.processes import default_device, first_process, wait_for_all
+from lib.engine.seeds import seeded
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.knn import evaluate_knn
-from lib.evaluation.task import task_accuracy
-from lib.learning.contrastive import Contrastive, ContrastiveConfig
-from lib.learning.pretext import Colorization, ColorizationConfig, Jigsaw, JigsawConfig, Rotation, RotationConfig
-from lib.learning.supervised import Supervised, SupervisedConfig
+from lib.evaluation.pretext import pretext_accuracy
+from lib.learning.base import METHODS, Learner, MethodConfig
 from lib.models import network_of
-from lib.results.runs import Run, open_run
-from lib.training import CHECKPOINT, TrainingConfig, load_checkpoint, read_log, seeded, train, training_steps, wait_for_all
-
-# method -> (its configuration, its learner); a learner is made from (configuration, steps)
-METHODS: dict[str, tuple[type, type]] = {
-    "dino": (DistillationConfig, Distillation),
-    "ibot": (DistillationConfig, Distillation),
-    "mst": (MSTConfig, Distillation),
-    "supervised": (SupervisedConfig, Supervised),
-    "rotation": (RotationConfig, Rotation),
-    "jigsaw": (JigsawConfig, Jigsaw),
-    "colorization": (ColorizationConfig, Colorization),
-    "contrastive": (ContrastiveConfig, Contrastive),
-}
-
+from lib.results.runs import Run
 
 FIGURES = ("knn", "accuracy", "task")  # starts of the names of what is evaluated
+
+
+def method_names() -> list[str]:
+    """The names of all methods: those of ``lib.distillation`` and ``lib.learning``, and those declared elsewhere."""
+    for package in ("lib.distillation", "lib.learning"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+    return list(METHODS)
 
 
 def find_run(entry: str, **overrides) -> Run:
@@ -52,15 +51,17 @@ def find_run(entry: str, **overrides) -> Run:
     Raises:
         ValueError: an unknown entry or key, or a value of the wrong type.
     """
-    chosen = recipes.entry(entry)
-    return open_run(entry, chosen.experiment, configure(chosen, overrides))
+    found = recipes.entry(entry)
+    config = configure(found, overrides)
+    return Run(entry, found.experiment, config.stated(), config.changes(found.settings))
 
 
-def configure(chosen: recipes.Entry, overrides: dict) -> TrainingConfig:
-    method = overrides.get("method", chosen.settings.get("method"))
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: got {method!r}, accepts {', '.join(METHODS)}")
-    return recipes.configure(chosen, METHODS[method][0], overrides)
+def configure(entry: recipes.Entry, overrides: dict) -> MethodConfig:
+    """The configuration of an entry with some keys overridden; errors as of ``find_run``."""
+    method = overrides.get("method", entry.settings.get("method"))
+    if method not in method_names():
+        raise ValueError(f"method: got {method!r}, accepts {', '.join(method_names())}")
+    return cast(MethodConfig, METHODS[method].Config.of(f"{entry.scale}/{entry.name}", entry.settings, overrides))
 
 
 def run(
@@ -91,16 +92,14 @@ def run(
         ValueError: an unknown entry or key, missing data, or a damaged file.
         NonFiniteLoss: the training diverged.
     """
-    chosen = recipes.entry(entry)
-    config = configure(chosen, overrides)
-    found = open_run(entry, chosen.experiment, config)
+    made = find_run(entry, **overrides)
     device = torch.device(device or default_device())
-    with found.lock() if first_process() else nullcontext():
-        if not found.finished:
-            _make(found, config, device, budget, root, progress)
-    if record and found.finished and first_process():
-        found.record()
-    return found
+    with made.lock() if first_process() else nullcontext():
+        if not made.finished:
+            _make(made, configure(recipes.entry(entry), overrides), device, budget, root, progress)
+    if record and made.finished and first_process():
+        made.record()
+    return made
 
 
 def entry_for(scale: str, role: str) -> str:
@@ -113,74 +112,70 @@ def fractions_for(scale: str) -> list[float]:
     return recipes.fractions(scale, default_device().type)
 
 
-def first_process() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def default_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def load_encoder(found: Run, device="cpu") -> nn.Module:
+def load_encoder(run: Run, device="cpu") -> nn.Module:
     """The network that a finished run has trained, in evaluation mode."""
-    encoder = network_of(found.config)
-    encoder.load_state_dict(found.encoder_weights())
+    encoder = network_of(run.config)
+    encoder.load_state_dict(run.encoder_weights())
     return encoder.to(device).eval()
 
 
-def build(config: TrainingConfig, steps: int, device) -> nn.Module:
+def build(config: MethodConfig, steps: int, device) -> Learner:
     """A run's learner at its start, the same for the same seed on every machine."""
     with seeded(config.seed):
-        return METHODS[config.method][1](config, steps).to(device)
+        return METHODS[config.method](config, steps).to(device)
 
 
-def untrained_encoder(found: Run, device="cpu") -> nn.Module:
+def untrained_encoder(run: Run, device="cpu") -> nn.Module:
     """The network from which a run started."""
-    return build(configure(recipes.entry(found.entry), found.config), found.config["epochs"], device).encoder.eval()
+    config = cast(MethodConfig, METHODS[run.config["method"]].Config.of(run.entry, run.config))
+    return build(config, config.epochs, device).encoder.eval()
 
 
-def check_classes(config: TrainingConfig, source) -> int:
-    """How many classes a set has.
-
-    Raises:
-        ValueError: the configuration has another number.
-    """
-    classes = len(card(config.data).class_names) or int(source.labels.max()) + 1
-    if getattr(config, "num_classes", classes) != classes:
-        raise ValueError(f"num_classes: got {config.num_classes}, {config.data} accepts {classes}")
-    return classes
-
-
-def _make(found: Run, config: TrainingConfig, device, budget, root, progress) -> None:
-    source = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
+def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | None, root, progress: bool) -> None:
+    """Train a run and evaluate it, as far as the budget allows."""
+    dataset = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
     test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
-    classes = check_classes(config, source)
-    _, steps = training_steps(source, config)
-    learner = build(config, steps, device)
+    classes = check_num_classes(getattr(config, "num_classes", None), config.data, dataset.labels)
+    learner = build(config, training_steps(dataset, config)[1], device)
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
-        view = dict(size=config.eval_size, crop=config.eval_crop)
-        see = features_and_logits if config.method == "supervised" else pooled_features
-        features, labels, *logits = see(encoder, test, **view)
-        seen = pooled_features(encoder, source, **view), (features, labels)
-        figures = evaluate_knn(*seen, neighbours=config.knn_k, num_classes=classes, few=epoch in (0, config.epochs))
-        figures |= accuracy(*logits, labels) if logits else {}
-        return figures | (task_accuracy(learner, test, batch_size=config.batch_size) if learner.answers else {})
+        return _evaluated(learner, dataset, test, config, classes, few=epoch in (0, config.epochs))
 
-    if not train(learner, source, config, found.folder, budget=budget, evaluate=evaluate, progress=progress):
+    options: dict[str, Any] = dict(
+        seed=config.seed, budget=budget, evaluate=evaluate, evaluation_epochs=config.knn_epochs, progress=progress
+    )
+    if not train(learner, dataset, config, run.folder, **options):
         return
     if first_process():
-        curve = [line for line in read_log(found.folder) if "knn" in line]
-        before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(FIGURES)} for line in (curve[0], curve[-1]))
-        figures = after | {f"untrained_{name}": value for name, value in before.items()}
-        for name in {"knn", "accuracy"} & after.keys():
-            figures[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in curve]
-        found.save_encoder(learner.encoder)
-        seconds = load_checkpoint(found.folder / CHECKPOINT)["seconds"]
-        found.finish(figures, seconds=seconds, data={"train": source.fingerprint, "validation": test.fingerprint}, device=device)
+        run.save_encoder(learner.encoder)
+        seconds = load_checkpoint(run.folder)["seconds"]
+        fingerprints = {"train": dataset.fingerprint, "validation": test.fingerprint}
+        run.finish(_metrics(read_log(run.folder)), seconds=seconds, data=fingerprints, device=device)
     wait_for_all()
+
+
+def _evaluated(learner: Learner, dataset: Dataset, test: Dataset, config: MethodConfig, classes: int, *, few: bool) -> dict[str, float]:
+    """k-NN accuracy, of classifiers their own too, and of pretext tasks the pretext accuracy, in percent."""
+    encoder, size, crop = learner.encoder, config.eval_size, config.eval_crop
+    figures: dict[str, float] = {}
+    if isinstance(encoder.classifier, nn.Linear):
+        features, labels, logits = features_and_logits(encoder, test, size=size, crop=crop)
+        figures |= accuracy(logits, labels)
+    else:
+        features, labels = pooled_features(encoder, test, size=size, crop=crop)
+    train_features = pooled_features(encoder, dataset, size=size, crop=crop)
+    figures |= evaluate_knn(train_features, (features, labels), neighbours=config.knn_k, num_classes=classes, few=few)
+    return figures | (pretext_accuracy(learner, test, batch_size=config.batch_size) if learner.pretext else {})
+
+
+def _metrics(log: list[dict]) -> dict:
+    """The figures at the end, with ``untrained_`` before them those at the start, and curves over the epochs, from a run's log."""
+    curve = [line for line in log if "knn" in line]
+    before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(FIGURES)} for line in (curve[0], curve[-1]))
+    metrics = after | {f"untrained_{name}": value for name, value in before.items()}
+    for name in {"knn", "accuracy"} & after.keys():
+        metrics[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in curve]
+    return metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,19 +193,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:32} {recipes.entry(name).about}")
         return 0
     try:
-        overrides = dict(recipes.parse(assignment) for assignment in options.overrides)
-        found = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
+        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
+        made = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not found.finished:
+    if not made.finished:
         if first_process():
-            print(f"stopped at the time budget; the same command continues {found.folder}")
+            print(f"stopped at the time budget; the same command continues {made.folder}")
         return 3
-    metrics = found.metrics
+    metrics = made.metrics
     if first_process():
         print(
-            f"{found.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {found.result()['seconds']:.0f} s"
+            f"{made.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {made.result()['seconds']:.0f} s"
         )
     return 0
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data import ImageNetInfo
+from twins import twin_figures
 
 from lib.data import Bank
 from lib.data.bank import Stream
 from lib.data.scenes import render, table
-from lib.evaluation.backgrounds import IN9_CLASSES, VARIANTS, background_variants, grabcut_masks, in9_class, measure_backgrounds, tile_over
+from lib.evaluation.backgrounds import IN9_CLASSES, VARIANTS, background_variants, grabcut_masks, in9_class, tile_over
 from lib.models import create_model
 
 MIXED = ("MS", "MR", "MN")
@@ -524,5 +525,5 @@ def test_imagenet_9_is_answered_by_probes_of_imagenet_1k():
     torch.manual_seed(0)
     network = create_model("resnet_mini", num_classes=0).eval()
     options = dict(train=train, size=48, crop=1.0, blocks=1, batch_size=16, epochs=100, lrs=[1e-9, 3.0])
-    found = measure_backgrounds(network, network, source, **options)
+    found = twin_figures("backgrounds", network, network, source, **options)
     assert found["images"] == 48 and found["IN-9"] == found["OF"] == found["untrained_OBT"] > 60

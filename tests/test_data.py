@@ -2,8 +2,10 @@
 
 import importlib
 import io
+import os
 import random
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +18,10 @@ from PIL import Image
 
 from lib import paths
 from lib.data import Stream, bank, card, card_names, layouts, load
-from lib.data.bank import decode
+from lib.data.fingerprint import fingerprint
+from lib.data.layouts import common
 from lib.data.loading import read_table
+from lib.data.reading import read_ahead, read_canvas
 
 CLASSES = ["n00000001", "n00000002", "n00000007"]
 COLUMNS = {"image": ["image"], "label": ["label"], "boxes": ["bbox"], "filename": ["filename"]}
@@ -141,14 +145,14 @@ def plain(table: pa.Table) -> list[dict]:
     """Rows with the pictures as pixels, whether they came as bytes or as files."""
     rows = table.to_pylist()
     for row in rows:
-        row["image"] = decode(row["image"], 8)[0].tolist()
+        row["image"] = read_canvas(row["image"], 8)[0].tolist()
     return rows
 
 
 def expected(split: str, boxes: bool = True) -> list[dict]:
     rows = sorted(pictures(split), key=lambda p: (p.label, int(p.filename.rpartition("_")[2][:-4])))
     rows = [
-        {"image": decode({"bytes": p.data, "path": None}, 8)[0].tolist(), "label": p.label, "filename": p.filename, "boxes": [p.box]}
+        {"image": read_canvas({"bytes": p.data, "path": None}, 8)[0].tolist(), "label": p.label, "filename": p.filename, "boxes": [p.box]}
         for p in rows
     ]
     return rows if boxes else [{k: v for k, v in row.items() if k != "boxes"} for row in rows]
@@ -179,7 +183,7 @@ def test_every_layout_gives_the_same_dataset_and_bank(toy, write, monkeypatch):
 
 def test_files_are_in_natural_order():
     names = ["a_10.png", "a_9.png", "a_1.png", "b_0.png", "a_100.png", "7.png", "a.png"]
-    assert sorted(names, key=layouts.natural) == ["7.png", "a.png", "a_1.png", "a_9.png", "a_10.png", "a_100.png", "b_0.png"]
+    assert sorted(names, key=common.natural) == ["7.png", "a.png", "a_1.png", "a_9.png", "a_10.png", "a_100.png", "b_0.png"]
 
 
 def test_the_first_images_of_each_class_are_those_of_the_sorted_table(toy):
@@ -250,7 +254,7 @@ def test_a_bank_is_cached_and_reads_the_same(toy, monkeypatch):
     single_files(toy / "toy")
     first = bank("toy", "train", 8, root=toy, progress=False)
     (file,) = (toy / "runs" / "banks").iterdir()
-    monkeypatch.setattr(importlib.import_module("lib.data.bank"), "decode", None)  # a second call decodes nothing
+    monkeypatch.setattr(importlib.import_module("lib.data.bank"), "read_canvas", None)  # a second call decodes nothing
     again = bank("toy", "train", 8, root=toy, progress=False)
     assert again.fingerprint == first.fingerprint
     for name in ("images", "sizes", "labels"):
@@ -270,8 +274,40 @@ def test_other_pixels_labels_or_sizes_are_another_bank(toy):
             rows[0].label = (rows[0].label + 1) % 3
         write_parquet(toy / "toy", "train", rows)
         fingerprints.append(bank("toy", "train", 9 if change == "size" else 8, root=toy, progress=False).fingerprint)
-    assert len(set(fingerprints)) == 4
+    assert len(set(fingerprints)) == 3 and fingerprints[2] == fingerprints[3]  # they are of the content, whatever the canvas
     assert len(list((toy / "runs" / "banks").glob("*.safetensors"))) == 4
+
+
+def test_fingerprints_are_of_content_and_of_no_machine(tmp_path):
+    def table(folder, **columns):
+        files = [tmp_path / folder / f"{i}.png" for i in range(3)]
+        files[0].parent.mkdir(exist_ok=True)
+        for i, file in enumerate(files):
+            file.write_bytes(png(i))
+        made = {"image": pa.array([{"bytes": None, "path": str(file)} for file in files], common.IMAGE)}
+        return pa.table(made | {name: pa.array(values) for name, values in columns.items()})
+
+    known = dict(label=[0, 1, 2], boxes=[[[0.0, 0, 1, 1]], [], []])
+    first = fingerprint(table("here", **known))
+    os.utime(tmp_path / "here" / "0.png", (1, 1))
+    assert first == fingerprint(table("there", **known, filename=["a", "b", "c"])) == fingerprint(table("here", **known))
+    with_bytes = table("here", **known)
+    inside = [{"bytes": png(i), "path": "elsewhere"} for i in range(3)]
+    assert first == fingerprint(with_bytes.set_column(0, "image", pa.array(inside, common.IMAGE)))
+    others = [table("here", **known | dict(label=[0, 1, 1])), table("here", **known | dict(boxes=[[[0.0, 0, 1, 2]], [], []]))]
+    masked = [table("here", **known).append_column("mask", table(folder).column("image")) for folder in ("here", "there")]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "0.png").write_bytes(png(9))
+    mask = pa.array([{"bytes": None, "path": str(tmp_path / "more" / "0.png")}] * 3, common.IMAGE)
+    others.append(table("here", **known).append_column("mask", mask))
+    assert fingerprint(masked[0]) == fingerprint(masked[1])
+    assert len({first, fingerprint(masked[0]), *map(fingerprint, others)}) == 5
+
+
+def test_reading_ahead_keeps_the_order():
+    groups = [range(0, 5), range(5, 6), range(6, 20)]
+    read = read_ahead(lambda i: time.sleep(0.002 * (i % 3)) or i, groups, ahead=2, workers=4)
+    assert list(read) == [list(group) for group in groups]
 
 
 @pytest.mark.parametrize("write", [single_files, class_folders])
@@ -302,7 +338,7 @@ def test_wide_grey_and_transparent_images_become_rgb_squares(tmp_path):
     for mode, size in (("L", (30, 7)), ("RGBA", (5, 21)), ("P", (9, 9)), ("CMYK", (64, 64))):
         file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
         Image.new(mode, size, None).save(file)
-        pixels, original = decode({"bytes": None, "path": str(file)}, 8)
+        pixels, original = read_canvas({"bytes": None, "path": str(file)}, 8)
         assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and original == (size[1], size[0])
 
 
@@ -310,7 +346,7 @@ def test_a_large_jpeg_is_decoded_as_it_would_be_at_full_size():
     gradient = np.linspace(0, 255, 400)[None, :, None] * np.ones((300, 1, 3)) * np.array([1.0, 0.5, 0.2])
     stream = io.BytesIO()
     Image.fromarray(gradient.astype(np.uint8)).save(stream, "jpeg", quality=95)
-    pixels, original = decode({"bytes": stream.getvalue(), "path": "a.jpg"}, 32)
+    pixels, original = read_canvas({"bytes": stream.getvalue(), "path": "a.jpg"}, 32)
     whole = np.asarray(Image.open(io.BytesIO(stream.getvalue())).resize((32, 32), Image.Resampling.BICUBIC))
     assert original == (300, 400)
     assert np.abs(pixels.astype(int) - whole.astype(int)).max() <= 4
@@ -336,7 +372,7 @@ def test_a_damaged_image_is_named(toy, write, how):
         file = next((toy / "toy").rglob("n00000002_3.png"))
         file.write_bytes(damaged(file.read_bytes(), how))
     for options in ({}, {"max_bytes": 100}):
-        with pytest.raises(ValueError, match=r"n00000002_3\.png: damaged"):
+        with pytest.raises(ValueError, match=r"n00000002_3\.png \(row 15\): damaged"):
             list(bank("toy", "train", 8, root=toy, progress=False, **options).batches(torch.arange(36).split(9)))
 
 
@@ -351,7 +387,7 @@ def test_whatever_is_damaged_in_an_image_is_a_value_error():
             for _ in range(generator.randint(1, 12)):
                 broken[generator.randrange(len(broken))] = generator.randrange(256)
             try:
-                decode({"bytes": bytes(broken[: generator.randint(1, len(broken))]), "path": "broken.png"}, 8)
+                read_canvas({"bytes": bytes(broken[: generator.randint(1, len(broken))]), "path": "broken.png"}, 8)
             except ValueError as error:
                 refused += str(error).startswith("broken.png: damaged")
     assert refused > 300

@@ -6,30 +6,33 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import nn
+from twins import trained_figures
 
 from lib.data import scenes
-from lib.data.pictures import ObjectPictures
+from lib.data.reading import Damage
+from lib.data.segmentation import InstanceDataset
 from lib.data.views import MEAN, STD
-from lib.data.whole import Damage
-from lib.evaluation.detection import Detection, DetectionConfig, average_precision, train_detector
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.engine.seeds import seed_step
+from lib.evaluation.detection import Detection, DetectionSettings, average_precision
 from lib.models import create_model
-from lib.training import CHECKPOINT, load_checkpoint, read_log, seed_step
 
 SETTINGS = dict(
-    method="supervised", data="scenes", fraction=1.0, canvas=64, train_size=64, eval_size=64, eval_crop=1.0, seed=0, epochs=1, batch_size=2, lr=6.4e-2,
-    lr_final=1e-6, warmup_epochs=0.0, weight_decay=0.05, weight_decay_final=0.05, clip=1.0, precision="float32", compile=False, arch="resnet_mini",
-    patch_size=8, drop_path=0.0, pooling="none", gamma=1.25, knn_epochs=0, knn_k=[1], checkpoint_steps=100, log_steps=1, num_classes=10,
+    data="scenes", fraction=1.0, canvas=64, train_size=64, eval_size=64, epochs=1, batch_size=2, lr=6.4e-2,
+    lr_final=1e-6, warmup_epochs=0.0, weight_decay=0.05, weight_decay_final=0.05, clip=1.0, precision="float32", compile=False,
+    drop_path=0.0, checkpoint_steps=100, log_steps=1, num_classes=10,
     layer_decay=0.8, width=8, hidden_dim=16, proposals=8,
 )  # fmt: skip
 TABLE = scenes.table("several_train", 8)
 
 
-def settings(**overrides) -> DetectionConfig:
-    return DetectionConfig(**SETTINGS | overrides)
+def settings(**overrides) -> DetectionSettings:
+    return DetectionSettings(**SETTINGS | overrides)
 
 
-def pictures(count=4, table=TABLE, **sides) -> ObjectPictures:
-    return ObjectPictures(table.slice(0, count), **sides)
+def pictures(count=4, table=TABLE, **sides) -> InstanceDataset:
+    return InstanceDataset(table.slice(0, count), **sides)
 
 
 def network(arch="resnet_mini", pooling=None):
@@ -37,9 +40,8 @@ def network(arch="resnet_mini", pooling=None):
     return create_model(arch, img_size=64, pooling=pooling)
 
 
-def learner(**overrides) -> Detection:
-    config = settings(**overrides)
-    return Detection(config, network(config.arch)).train()
+def learner(arch="resnet_mini", **overrides) -> Detection:
+    return Detection(settings(**overrides), network(arch)).train()
 
 
 def first_batch(source, count):
@@ -139,7 +141,7 @@ def test_masks_count_from_one_half():
 
 
 def test_detections_of_an_image_without_objects_are_wrong():
-    source = ObjectPictures(pa.concat_tables([TABLE.slice(0, 2), without_objects(1)]))
+    source = InstanceDataset(pa.concat_tables([TABLE.slice(0, 2), without_objects(1)]))
     assert precision(source)["ap_box"] == pytest.approx(100)
     told = list(truth(source))
     boxes, labels, masks, _ = told[0]
@@ -148,7 +150,7 @@ def test_detections_of_an_image_without_objects_are_wrong():
 
 
 def test_a_set_without_any_object_has_no_precision():
-    source = ObjectPictures(without_objects())
+    source = InstanceDataset(without_objects())
     try:
         found = precision(source)
     except ValueError:
@@ -158,7 +160,7 @@ def test_a_set_without_any_object_has_no_precision():
 
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_damaged_images_are_named_and_counted(column):
-    source = ObjectPictures(damaged([1], TABLE.slice(0, 3), column))
+    source = InstanceDataset(damaged([1], TABLE.slice(0, 3), column))
     whole = pictures(3)
     told = [answer for i, answer in enumerate(truth(whole)) if i != 1]
     with pytest.warns(Damage, match=r"broken1\.png"):
@@ -167,7 +169,7 @@ def test_damaged_images_are_named_and_counted(column):
 
 
 def test_nothing_but_damaged_images_are_refused():
-    source = ObjectPictures(damaged([0, 1], TABLE.slice(0, 2)))
+    source = InstanceDataset(damaged([0, 1], TABLE.slice(0, 2)))
     with pytest.warns(Damage), pytest.raises(ValueError, match="got 2, none of which could be read"):
         average_precision(Knowing([]), source)
 
@@ -223,7 +225,7 @@ def test_boxes_without_area_are_no_examples():
 def test_images_without_objects_train(arch):
     made = learner(arch=arch)
     table = pa.concat_tables([TABLE.slice(0, 1), without_objects(1)])
-    for batch in (first_batch(ObjectPictures(table, longest=64), 2), first_batch(ObjectPictures(without_objects(), longest=64), 2)):
+    for batch in (first_batch(InstanceDataset(table, longest=64), 2), first_batch(InstanceDataset(without_objects(), longest=64), 2)):
         made.zero_grad()
         losses = made(*batch, 0, seed_step(0, 0))
         losses["loss"].backward()
@@ -258,7 +260,7 @@ def test_the_optimiser_has_every_parameter_once():
 def test_rates_do_not_depend_on_a_pooling_that_takes_no_part(arch):
     rates = []
     for pooling in (None, "simpool"):
-        made = Detection(settings(arch=arch), network(arch, pooling))
+        made = Detection(settings(), network(arch, pooling))
         names = {p: name for name, p in made.named_parameters()}
         scales = {names[p]: group["lr_scale"] for group in made.make_optimizer().param_groups for p in group["params"]}
         rates.append(
@@ -272,13 +274,15 @@ def test_rates_do_not_depend_on_a_pooling_that_takes_no_part(arch):
 
 def trained(folder, *, seed=0, count=4, budget=None, source=None, **overrides):
     """(figures, weights) of a training whose network is always the same, and of one of the seed."""
-    model = network(overrides.get("arch", "resnet_mini"))
+    model = network(overrides.pop("arch", "resnet_mini"))
     torch.manual_seed(seed)
     source = source or pictures(count, longest=64)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Damage)
-        figures = train_detector(model, source, pictures(2, longest=64), settings(**overrides), folder, budget=budget, progress=False)
-    return figures, load_checkpoint(folder / CHECKPOINT)["learner"]
+        figures = trained_figures(
+            "detection", model, source, pictures(2, longest=64), settings(**overrides), folder, budget=budget, progress=False
+        )
+    return figures, load_checkpoint(folder)["learner"]
 
 
 def assert_same(first, second):
@@ -313,14 +317,13 @@ def test_a_stopped_training_goes_on_to_the_last_bit(tmp_path, arch):
 
 
 def test_a_damaged_training_image_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"broken1\.png: damaged"):
-        trained(tmp_path, source=ObjectPictures(damaged([1], TABLE.slice(0, 2)), longest=64))
+    with pytest.raises(ValueError, match=r"broken1\.png \(row 1\): damaged"):
+        trained(tmp_path, source=InstanceDataset(damaged([1], TABLE.slice(0, 2)), longest=64))
 
 
 def test_eight_scenes_are_learned_by_heart(tmp_path):
     torch.manual_seed(0)
     config = settings(
-        arch="vit_nano",
         epochs=130,
         batch_size=4,
         layer_decay=1.0,
@@ -332,7 +335,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
         log_steps=50,
     )
     source = pictures(8, longest=64)
-    found = train_detector(network("vit_nano"), source, source, config, tmp_path, progress=False)
+    found = trained_figures("detection", network("vit_nano"), source, source, config, tmp_path, progress=False)
     assert found["ap_box_50"] > 90 and found["ap_mask_50"] > 80, found  # masks take longer
 
 
@@ -360,7 +363,7 @@ def test_wrong_settings_are_named(name, value):
 
 def test_tables_without_objects_columns_are_refused():
     with pytest.raises(ValueError, match="^table: got the columns image, accepts boxes, classes, polygons or mask besides image"):
-        ObjectPictures(TABLE.select(["image"]))
+        InstanceDataset(TABLE.select(["image"]))
 
 
 def test_blocks_are_compiled_wherever_the_network_is(monkeypatch):

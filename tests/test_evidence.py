@@ -4,7 +4,8 @@ import pytest
 
 from lib import evidence, paths, recipes
 from lib.evidence import main, record_evidence
-from lib.results.runs import Measurement, records
+from lib.measure import measurement_of
+from lib.results.records import records
 from lib.train import find_run
 
 TINY = dict(fraction=0.02, epochs=1, knn_epochs=0, checkpoint_steps=1)
@@ -71,7 +72,7 @@ def test_a_run_that_left_the_store_is_trained_again_for_its_measurement(toy):
     (found.folder / "result.json").unlink()
     toy["evidence"][0]["measure"] = ["linear"]
     assert record() and lines("linear") == [0, 1] and lines("supervised") == [0, 1] and found.finished
-    assert Measurement(found, "linear", recipes.measurement("small", "linear")).finished
+    assert measurement_of(found, "linear").finished
 
 
 def test_a_run_that_fails_is_named_and_the_next_goes_on(capsys, toy):

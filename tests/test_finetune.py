@@ -6,22 +6,27 @@ from functools import cache
 import pytest
 import torch
 
-import lib.downstream
 from lib import recipes
 from lib.data import Bank, scenes
 from lib.data.bank import bank
-from lib.downstream import CLASSIFIERS, FINE_TUNED, FROM_RUN, starting_from
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.engine.loop import train
+from lib.evaluation.base import Context, Inputs, Origin, evaluation_class, evaluation_names
 from lib.evaluation.features import accuracy, features_and_logits
-from lib.evaluation.finetune import FineTuneConfig, FineTuning, fine_tune, layerwise_optimizer
+from lib.evaluation.finetune import FineTune, FineTuneSettings, FineTuning
+from lib.evaluation.finetuned import CLASSIFIERS, FineTunedEvaluation, starting_from
+from lib.learning.optimizers import layerwise_optimizer
 from lib.measure import measure
 from lib.models import create_model
-from lib.train import METHODS, load_encoder, run, untrained_encoder
-from lib.training import CHECKPOINT, load_checkpoint, read_log, train
+from lib.train import load_encoder, method_names, run, untrained_encoder
 
 TINY = dict(
     fraction=0.016, epochs=1, batch_size=8, canvas=32, train_size=16, eval_size=16, knn_epochs=0, knn_k=[1], checkpoint_steps=9, log_steps=1,
 )  # fmt: skip
 SMALL = dict(epochs=1, canvas=32, train_size=32, eval_size=32, batch_size=4, fraction=1.0, warmup_epochs=0.0, log_steps=1)
+FINE_TUNED = [name for name in evaluation_names() if issubclass(evaluation_class(name), FineTunedEvaluation)]
+FROM_RUN = ("method", "seed", "arch", "patch_size", "pooling", "gamma", "pooling_options")  # keys that the run has set
 OWN = {
     "finetune": dict(train_size=16, eval_size=16),
     "detection": dict(width=8, hidden_dim=16, proposals=8),
@@ -29,12 +34,10 @@ OWN = {
 }
 
 
-def settings(**overrides) -> FineTuneConfig:
-    measured = recipes.measurement("smoke", "finetune") | dict(
-        method="supervised", seed=0, arch="vit_nano", patch_size=8, pooling="none", gamma=1.25
+def settings(**overrides) -> FineTuneSettings:
+    return FineTuneSettings.of(
+        "smoke/finetune", recipes.measurement("smoke", "finetune"), SMALL | dict(train_size=16, eval_size=16) | overrides
     )
-    entry = recipes.Entry("smoke", "finetune", "", "", measured | SMALL | dict(train_size=16, eval_size=16))
-    return recipes.configure(entry, FineTuneConfig, overrides)
 
 
 def network(arch="vit_nano", pooling=None, classes=10, **options):
@@ -109,7 +112,7 @@ def test_the_loop_multiplies_rates(tmp_path, ema, monkeypatch):
     )
     monkeypatch.setattr(learner, "make_optimizer", lambda: optimizer)
     before = copy.deepcopy(learner.student.state_dict())
-    assert train(learner, photos(4), config, tmp_path, progress=False)
+    assert train(learner, photos(4), config, tmp_path, seed=0, progress=False)
     assert len(seen) == 1 and len({scale for _, scale, _ in seen[0]}) == 6
     assert all(rate == pytest.approx(0.01 * scale) and decay == 0 for rate, scale, decay in seen[0])
     for name, value in learner.student.named_parameters():
@@ -128,9 +131,17 @@ def test_decays_out_of_range_are_refused(value):
 # ---- trainings --------------------------------------------------------------------------------------------------------
 
 
-def tuned(folder, *, budget=None, **overrides):
-    model = network()
-    return fine_tune(model, photos(8), photos(5), settings(**overrides), folder, budget=budget, progress=False), model
+def tuned(folder, test=None, *, budget=None, **overrides):
+    """Figures, and the trained classifier, which the network itself is not; None and None when the budget ended first."""
+    tuning, model = FineTune(settings(**overrides), Origin(seed=0)), network()
+    figures = tuning.measure(model, Inputs(test or photos(5), photos(8)), Context(folder=folder, budget=budget))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), network().parameters()))
+    return figures, figures and tuning.restored(model, folder).student.eval()
+
+
+def start(**overrides):
+    """Where ``tuned`` starts from."""
+    return FineTune(settings(**overrides), Origin(seed=0)).learner(network()).student
 
 
 def test_the_figure_is_the_accuracy_after_the_last_epoch(tmp_path):
@@ -145,20 +156,20 @@ def test_the_figure_is_the_accuracy_after_the_last_epoch(tmp_path):
 
 def test_averaged_weights_are_tested(tmp_path):
     found, model = tuned(tmp_path, epochs=2, ema=0.9)
-    average, weights = network(), load_checkpoint(tmp_path / CHECKPOINT)["learner"]
+    average, weights = network(), load_checkpoint(tmp_path)["learner"]
     average.load_state_dict({name.removeprefix("average."): value for name, value in weights.items() if name.startswith("average.")})
     _, labels, logits = features_and_logits(average, photos(5), size=16, crop=0.875)
     assert found["finetune"] == accuracy(logits, labels)["accuracy"]
-    moved = [(net.head.weight - network().head.weight).norm() for net in (average, model)]
+    moved = [(net.head.weight - start().head.weight).norm() for net in (average, model)]
     assert 0 < moved[0] < moved[1]
 
 
 def test_everything_is_learned_by_heart(tmp_path):
     """Crops of all of an image, by a network of which every layer learns."""
-    model, config = network(), settings(epochs=30, batch_size=8, lr=6.4e-2, crop_scale=[1.0, 1.0], jitter=0.0, eval_crop=1.0, smoothing=0.0)
-    found = fine_tune(model, photos(8), photos(8), config, tmp_path, progress=False)
+    options = dict(epochs=30, batch_size=8, lr=6.4e-2, crop_scale=[1.0, 1.0], jitter=0.0, eval_crop=1.0, smoothing=0.0)
+    found, model = tuned(tmp_path, photos(8), **options)
     assert found == {"finetune": 100.0, "finetune_best": 100.0}
-    assert all(not torch.equal(p, q) for (n, p), q in zip(model.named_parameters(), network().parameters()) if "bias" not in n)
+    assert all(not torch.equal(p, q) for (n, p), q in zip(model.named_parameters(), start().parameters()) if "bias" not in n)
 
 
 def test_a_stopped_training_goes_on_to_the_last_bit(tmp_path):
@@ -174,7 +185,7 @@ def test_a_stopped_training_goes_on_to_the_last_bit(tmp_path):
 
 METHOD = {"jigsaw": dict(cell_size=12, tile_size=8, permutations=8), "ibot": {}, "dino": {}, "mst": {}}
 DISTILLED = dict(local_size=8, out_dim=32, hidden_dim=32, bottleneck_dim=16)
-MATRIX = [(method, pooling, "vit_nano") for method in METHODS for pooling in ("none", "simpool")]
+MATRIX = [(method, pooling, "vit_nano") for method in method_names() for pooling in ("none", "simpool")]
 MATRIX += [("supervised", "simpool", "convnext_mini"), ("contrastive", "none", "resnet_mini"), ("supervised", "none", "resnet_mini")]
 
 
@@ -198,13 +209,13 @@ def store(tmp_path_factory):
 def tiny(store, monkeypatch):
     """A store that all share, few images, and a step or two of whatever is trained."""
     monkeypatch.setenv("COMPANION_RUNS", str(store))
-    for module in ("lib.train", "lib.downstream"):
+    for module in ("lib.train", "lib.evaluation.finetune"):
         monkeypatch.setattr(f"{module}.bank", lambda name, split, canvas, **_: tiny_bank(split, canvas))
-    monkeypatch.setattr("lib.downstream.read_table", lambda name, split, **_: few(split).slice(0, 4))
+    for module in ("lib.evaluation.detection", "lib.evaluation.segmentation"):
+        for function in ("read_table", "read_part"):
+            monkeypatch.setattr(f"{module}.{function}", lambda name, split, *_, **__: few(split).slice(0, 4))
     read = recipes.measurement
-    monkeypatch.setattr(
-        "lib.recipes.measurement", lambda scale, name, changes=None: read(scale, name) | SMALL | OWN[name] | (changes or {})
-    )
+    monkeypatch.setattr("lib.recipes.measurement", lambda scale, name: read(scale, name) | SMALL | OWN[name])
 
 
 def pretrained(method, pooling, arch):
@@ -217,13 +228,14 @@ def pretrained(method, pooling, arch):
 @pytest.mark.parametrize("method, pooling, arch", MATRIX, ids=lambda v: v)
 def test_every_learner_serves_every_task(tiny, method, pooling, arch, task, monkeypatch):
     found = pretrained(method, pooling, arch)
-    started, (*parts, trained) = [], FINE_TUNED[task]
+    started, kind = [], evaluation_class(task)
+    learner_class = kind.learner_class
 
-    def spied(network, *given, **options):
+    def spied(config, network):
         started.append(copy.deepcopy(network))
-        return trained(network, *given, **options)
+        return learner_class(config, network)
 
-    monkeypatch.setitem(FINE_TUNED, task, (*parts, spied))
+    monkeypatch.setattr(kind, "learner_class", staticmethod(spied))
     metrics = measure(task, found, device="cpu", progress=False).metrics
     names = {name.removeprefix("untrained_") for name in metrics}
     assert all(0 <= value <= 100 for value in metrics.values())
@@ -263,9 +275,8 @@ def test_a_budget_stops_and_the_next_call_goes_on(tiny, store, monkeypatch, tmp_
 @pytest.mark.parametrize("arch, own", [("vit_nano", dict(depth=2)), ("resnet_mini", {}), ("convnext_mini", {})])
 def test_networks_of_their_own_depth_and_regularisers_are_taken_over(arch, own):
     """Stochastic depth and dropout are those of what follows."""
-    learned = dict(method="supervised", arch=arch, train_size=16, patch_size=8, pooling="none", gamma=1.25, num_classes=10, **own)
-    encoder = network(arch, **own)
-    begun = starting_from(encoder, learned, settings(drop_path=0.2, dropout=0.3, arch=arch, num_classes=7))
+    encoder = network(arch, drop_path_rate=0.05, **own)
+    begun = FineTune(settings(drop_path=0.2, dropout=0.3, num_classes=7)).learner(encoder).student
     assert begun.classifier.out_features == 7 and len(list(begun.parameters())) == len(list(encoder.parameters()))
     rates = [module.drop_prob for module in begun.modules() if type(module).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.2)
@@ -273,16 +284,16 @@ def test_networks_of_their_own_depth_and_regularisers_are_taken_over(arch, own):
 
 
 def test_another_network_is_refused():
-    learned = dict(method="supervised", arch="resnet_mini", train_size=16, patch_size=8, pooling="simpool", gamma=1.25, num_classes=10)
-    with pytest.raises(ValueError, match="encoder: lacks"):
-        starting_from(network("resnet_mini"), learned, settings())
+    with pytest.raises(ValueError, match="^network: lacks"):
+        starting_from(network("resnet_mini"), seed=0, pooling="simpool")
 
 
 def test_what_the_run_has_set_is_no_setting_of_a_task():
     for scale in recipes.SCALES:
         for task in FINE_TUNED:
             assert not set(FROM_RUN) & set(recipes.measurement(scale, task)), (scale, task)
-    assert lib.downstream.FINE_TUNED.keys() == OWN.keys()
+            assert not set(FROM_RUN) & set(evaluation_class(task).Settings.__dataclass_fields__), task
+    assert set(FINE_TUNED) == OWN.keys()
 
 
 def test_another_number_of_classes_is_refused(tiny, store):
@@ -297,5 +308,5 @@ def test_the_seconds_of_a_resumed_fine_tuning_are_those_of_all_calls(tiny, store
     assert not measure("finetune", found, device="cpu", budget=0, progress=False, epochs=3).finished
     made = measure("finetune", found, device="cpu", progress=False, epochs=3)
     folder = found.folder / f"finetune-{made.key}"
-    spent = [load_checkpoint(folder / name / CHECKPOINT)["seconds"] for name in ("trained", "untrained")]
+    spent = [load_checkpoint(folder / name)["seconds"] for name in ("trained", "untrained")]
     assert made.result()["seconds"] == pytest.approx(sum(spent), abs=0.1)

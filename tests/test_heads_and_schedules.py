@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.distillation import ProjectionHead, cosine_schedule
-from lib.distillation.schedules import linear_then_constant
+from lib.schedules import linear_then_constant
 
 IN, OUT, HIDDEN, BOTTLENECK = 6, 11, 9, 5
 

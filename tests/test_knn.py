@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from twins import twin_figures
 
 from lib.data.bank import bank
 from lib.evaluation import knn
 from lib.evaluation.features import pooled_features
-from lib.evaluation.knn import evaluate_knn, few_example_accuracy, knn_predict, measure_knn
+from lib.evaluation.knn import evaluate_knn, few_example_accuracy, knn_predict
 from lib.models import create_model
 
 
@@ -182,8 +183,8 @@ def test_few_examples_are_disjoint_draws_of_every_class(monkeypatch):
     x = torch.cat([x, torch.arange(len(x))[:, None].float()], 1)
     seen, figures = [], iter([10.0, 20.0, 60.0])
 
-    def accuracy(train_x, train_y, test_x, test_y, *, k, num_classes):
-        assert k == 20 and num_classes == 4 and test_x is x and test_y is y
+    def accuracy(train_x, train_y, test_x, test_y, *, k, num_classes, temperature):
+        assert k == 20 and num_classes == 4 and temperature == 0.07 and test_x is x and test_y is y
         assert train_y.bincount().tolist() == [7] * 4 and torch.equal(y[train_x[:, -1].long()], train_y)
         seen.append(train_x[:, -1])
         return next(figures)
@@ -264,8 +265,8 @@ def test_bad_arguments_are_named(name, arguments):
 def test_a_measurement_votes_with_both_networks():
     torch.manual_seed(0)
     networks = [create_model("vit_nano", img_size=16, depth=1) for _ in range(2)]
-    train, test = bank("scenes", "train", 16, fraction=0.1, progress=False), bank("scenes", "validation", 16, fraction=0.1, progress=False)
-    found = measure_knn(*networks, test, train=train, size=16, crop=1.0, neighbours=[1, 5])
+    train, test = bank("scenes", "train", 16, fraction=0.1, progress=False), bank("scenes", "validation", 16, progress=False)
+    found = twin_figures("knn", *networks, test, train=train, size=16, crop=1.0, neighbours=[1, 5])
     for prefix, network in zip(("", "untrained_"), networks):
         seen = [pooled_features(network, source, size=16, crop=1.0) for source in (train, test)]
         expected = evaluate_knn(*seen, neighbours=[1, 5], num_classes=10, few=True)

@@ -11,12 +11,13 @@ import torch
 from lib import recipes
 from lib.data import Bank, bank
 from lib.data.views import View, denormalise, make_views, normalise
-from lib.evaluation.task import task_accuracy
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.evaluation.pretext import pretext_accuracy
 from lib.learning.colours import BINS, quantise, rgb_to_lab
 from lib.learning.contrastive import info_nce
 from lib.learning.pretext import cut_tiles, distant_permutations
 from lib.train import build, configure, find_run, load_encoder, run
-from lib.training import CHECKPOINT, load_checkpoint, read_log
 
 METHODS = ("rotation", "jigsaw", "colorization", "contrastive")
 TINY = dict(
@@ -68,7 +69,7 @@ def step_of(made, images, sizes=None, seed=5):
     sizes = torch.full((len(images), 2), images.shape[-1]) if sizes is None else sizes
     found = made(images, sizes, torch.zeros(len(images)).long(), 0, seeded(seed))
     made.student.features = features
-    assert len(seen) == 1 and set(found) == {"loss", "right", "guess"}
+    assert len(seen) == 1 and set(found) == {"loss", "right", "chance"}
     return *seen[0], found
 
 
@@ -159,7 +160,7 @@ def test_contrastive_compares_two_views_of_each_image():
     first, second = made.head(features.cls).chunk(2)
     expected = literal_info_nce(first, second, config.temperature)
     assert (found["loss"].item(), found["right"].item()) == pytest.approx(expected, abs=1e-5)
-    assert found["guess"].item() == pytest.approx(1 / 5)
+    assert found["chance"].item() == pytest.approx(1 / 5)
 
 
 # ---- colours ----------------------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def test_rotation_shows_every_image_in_all_four_turns():
     assert torch.equal(expected, upright)
     loss, right = literal_answers(made.head(features.cls), [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3)
     assert (found["loss"].item(), found["right"].item()) == pytest.approx((loss, right), abs=1e-5)
-    assert found["guess"] == 0.25
+    assert found["chance"] == 0.25
 
 
 @pytest.mark.parametrize("permutations", [2, 30])
@@ -359,7 +360,7 @@ def test_the_answer_to_a_puzzle_is_the_order_of_its_tiles(permutations):
     assert len(set(truth)) > 1
     loss, right = literal_answers(made.head(features.cls.reshape(6, -1)), truth)
     assert (found["loss"].item(), found["right"].item()) == pytest.approx((loss, right), abs=1e-5)
-    assert found["guess"].item() == pytest.approx(1 / permutations)
+    assert found["chance"].item() == pytest.approx(1 / permutations)
 
 
 def test_tiles_are_of_crops_of_which_some_are_grey():
@@ -417,7 +418,7 @@ def test_the_first_loss_of_colorization_is_a_literal_one(cells, training):
     right = sum(weights[best] * (log.argmax().item() == best) for best, _, log in answers.values())
     guess = max(sum(weights[best] for best, _, _ in answers.values() if best == q) for q in range(len(BINS)))
     assert found["right"].item() == pytest.approx(right / total, abs=1e-5)
-    assert found["guess"].item() == pytest.approx(guess / total, rel=1e-4)
+    assert found["chance"].item() == pytest.approx(guess / total, rel=1e-4)
 
 
 @pytest.mark.parametrize("row, column", itertools.product(range(2), range(2)))
@@ -437,7 +438,7 @@ def test_cells_of_a_patch_lie_at_their_pixels(row, column):
         y, x = 8 * r + 4 * row, 8 * c + 4 * column
         image[:, :, y : y + 4, x : x + 4] = torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)
     found = step_of(made, image)[2]
-    assert found["right"] == 1 and found["guess"] == 0.75
+    assert found["right"] == 1 and found["chance"] == 0.75
     assert step_of(made, image.roll(4, 3))[2]["right"] == step_of(made, image.roll(4, 2))[2]["right"] == 0.5
 
 
@@ -469,7 +470,7 @@ def test_images_of_one_colour_have_a_finite_loss():
     made = learner("colorization")
     for level in (0, 255, 128):
         found = step_of(made, torch.full((2, 3, 32, 32), level, dtype=torch.uint8))[2]
-        assert found["loss"].isfinite() and found["loss"] > 0 and found["guess"].item() == pytest.approx(1)
+        assert found["loss"].isfinite() and found["loss"] > 0 and found["chance"].item() == pytest.approx(1)
 
 
 # ---- any network ------------------------------------------------------------------------------------------------------
@@ -483,10 +484,10 @@ def test_gradients_reach_every_weight(method, precision, network):
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         found = made(data.images, data.sizes, data.labels, 0, seeded())
     found["loss"].backward()
-    assert found["loss"].isfinite() and all(0 <= found[name] <= 1 and not found[name].requires_grad for name in ("right", "guess"))
+    assert found["loss"].isfinite() and all(0 <= found[name] <= 1 and not found[name].requires_grad for name in ("right", "chance"))
     for name, p in made.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
-    assert made.answers and made.encoder is made.student
+    assert made.pretext and made.encoder is made.student
 
 
 # ---- accuracy on the task ---------------------------------------------------------------------------------------------
@@ -496,9 +497,9 @@ def test_gradients_reach_every_weight(method, precision, network):
 def test_accuracy_on_the_task_leaves_no_traces(method):
     made, data = learner(method, arch="resnet_mini", drop_path=0.5), photos(11)
     state, randomness = {name: value.clone() for name, value in made.state_dict().items()}, torch.get_rng_state()
-    first = task_accuracy(made, data, batch_size=4)
+    first = pretext_accuracy(made, data, batch_size=4)
     assert not made.training and set(first) == {"task", "task_guess"} and all(0 <= value <= 100 for value in first.values())
-    assert first == task_accuracy(made.train(), data, batch_size=4)
+    assert first == pretext_accuracy(made.train(), data, batch_size=4)
     assert torch.equal(torch.get_rng_state(), randomness)
     assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
     assert all(p.grad is None for p in made.parameters())
@@ -507,20 +508,20 @@ def test_accuracy_on_the_task_leaves_no_traces(method):
         for start in (0, 4):  # the last three images are left out
             part = slice(start, start + 4)
             batches.append(made(data.images[part], data.sizes[part], data.labels[part], 0, generator))
-    for name, key in (("task", "right"), ("task_guess", "guess")):
+    for name, key in (("task", "right"), ("task_guess", "chance")):
         assert first[name] == pytest.approx(100 * sum(found[key].item() for found in batches) / 2)
 
 
 def test_questions_follow_from_the_seed():
     made, data = learner("jigsaw"), photos(16)
-    found = {task_accuracy(made, data, batch_size=16, seed=seed)["task"] for seed in range(12)}
+    found = {pretext_accuracy(made, data, batch_size=16, seed=seed)["task"] for seed in range(12)}
     assert len(found) > 1
 
 
 @pytest.mark.parametrize("batch_size", [9, 100])
 def test_accuracy_on_the_task_needs_a_whole_batch(batch_size):
     with pytest.raises(ValueError, match=f"^batch_size: got {batch_size}, accepts at most 8"):
-        task_accuracy(learner("rotation"), photos(8), batch_size=batch_size)
+        pretext_accuracy(learner("rotation"), photos(8), batch_size=batch_size)
 
 
 # ---- configurations ---------------------------------------------------------------------------------------------------
@@ -566,11 +567,11 @@ def test_a_run_that_stops_ends_as_if_it_had_not(method, tmp_path, monkeypatch):
     whole = tiny(method)
     assert whole.finished
     whole_folder, metrics, weights, log = whole.folder, whole.metrics, whole.encoder_weights(), read_log(whole.folder)
-    state = load_checkpoint(whole.folder / CHECKPOINT)["learner"]
+    state = load_checkpoint(whole.folder)["learner"]
     assert {"knn", "untrained_knn", "task", "task_guess", "untrained_task", "untrained_task_guess"} <= set(metrics)
     assert all(0 <= value <= 100 for name, value in metrics.items() if "task" in name)
     assert metrics["task_guess"] == {"rotation": 25.0, "jigsaw": 12.5, "contrastive": 6.667}.get(method, metrics["task_guess"])
-    assert all({"loss", "right", "guess"} <= set(line) for line in log if "loss" in line) and len(log) == 6
+    assert all({"loss", "right", "chance"} <= set(line) for line in log if "loss" in line) and len(log) == 6
     encoder = load_encoder(whole)
     assert not encoder.training and encoder.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, state[f"student.{name}"]) for name, value in encoder.state_dict().items())
@@ -580,7 +581,7 @@ def test_a_run_that_stops_ends_as_if_it_had_not(method, tmp_path, monkeypatch):
     stopped = tiny(method)
     assert stopped.finished and stopped.folder != whole_folder and stopped.metrics == metrics
     assert all(torch.equal(value, weights[name]) for name, value in stopped.encoder_weights().items())
-    found = load_checkpoint(find_run(stopped.entry, **stopped.config).folder / CHECKPOINT)["learner"]
+    found = load_checkpoint(find_run(stopped.entry, **stopped.config).folder)["learner"]
     assert found.keys() == state.keys() and all(torch.equal(found[name], value) for name, value in state.items())
 
 
@@ -601,6 +602,6 @@ def test_the_questions_about_a_few_images_can_be_learned(method):
         optimizer.zero_grad()
         found["loss"].backward()
         optimizer.step()
-        lines.append([found[name].item() for name in ("loss", "right", "guess")])
-    (before, *_), (after, right, guess) = np.mean(lines[:5], 0), np.mean(lines[-10:], 0)
-    assert len(data) == 8 and after < 0.9 * before and right > guess + 0.25
+        lines.append([found[name].item() for name in ("loss", "right", "chance")])
+    (before, *_), (after, right, chance) = np.mean(lines[:5], 0), np.mean(lines[-10:], 0)
+    assert len(data) == 8 and after < 0.9 * before and right > chance + 0.25

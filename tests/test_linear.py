@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from twins import twin_figures
 
 from lib.data import Bank
 from lib.data.bank import Stream
 from lib.data.scenes import render, table
 from lib.data.views import View, center_view, normalise
 from lib.evaluation.features import pooled_features
-from lib.evaluation.linear import banked, linear_probe, measure_linear, viewed
+from lib.evaluation.linear import banked, linear_probe, viewed
 from lib.models import create_model
 
 STILL = View(16, (1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter_probability=0.0, grey=0.0)
@@ -439,7 +440,7 @@ def test_a_measurement_is_the_probe_of_both_networks(crop_scale):
     )
     options = dict(lrs=[0.1, 0.5], epochs=3)
     seen = dict(size=16, crop=1.0)
-    found = measure_linear(*networks, test, train=train, blocks=2, batch_size=16, crop_scale=crop_scale, **options, **seen)
+    found = twin_figures("linear", *networks, test, train=train, blocks=2, batch_size=16, crop_scale=crop_scale, **options, **seen)
     for prefix, network in zip(("", "untrained_"), networks):
         if crop_scale is None:
             batches = banked(*pooled_features(network, train, blocks=2, **seen), batch_size=16)

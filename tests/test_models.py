@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from lib import recipes
-from lib.distillation.methods import Distillation
+from lib.distillation.methods import IBOT
 from lib.models import create_model
 from lib.models.vit import last_block
 from lib.train import configure
@@ -275,7 +275,7 @@ def test_compiled_blocks_give_the_same_loss():
     """The block before the last is captured and differentiated as a graph; no code is generated, which would take a minute."""
     small = dict(local_crops=0, out_dim=16, hidden_dim=16, bottleneck_dim=8, train_size=16, mask_probability=1.0, mask_ratio=[0.5, 0.5])
     torch.manual_seed(0)
-    learner = Distillation(configure(recipes.entry("smoke/ibot"), small | dict(drop_path=0.0)), 4)
+    learner = IBOT(configure(recipes.entry("smoke/ibot"), small | dict(drop_path=0.0)), 4)
     for network in (learner.student, learner.teacher):
         network.blocks = nn.Sequential(*network.blocks[-2:])
     images, sizes = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), torch.full((2, 2), 64)

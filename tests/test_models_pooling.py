@@ -16,7 +16,7 @@ from lib.data.views import center_view
 from lib.models import create_model, network_of
 from lib.models.base import Model
 from lib.pooling import create_pooling, pooling_names
-from lib.pooling.framework import METHODS
+from lib.pooling.framework import POOLINGS
 
 SMALL = ("vit_nano", "resnet_mini", "convnext_mini")
 VIT_POOLINGS = [name for name in pooling_names() if name != "cls"]  # a ViT's class token is its own, tested apart
@@ -106,7 +106,7 @@ def test_features_and_logits_equal_the_literal_computation(arch, name):
     images = pixels(32, 40)
     vectors, patches, grid, attention = literal(model, images)
     found = model.features(images)
-    assert type(model._modules["pooling"]) is METHODS[name] and found.grid == tuple(grid) == (4, 5)
+    assert type(model._modules["pooling"]) is POOLINGS[name] and found.grid == tuple(grid) == (4, 5)
     close(found.cls, vectors.amax(1) if vectors.ndim == 3 else vectors)
     close(found.patches, patches)
     close(model.pool(images).cls, vectors)
@@ -483,7 +483,7 @@ def test_none_and_cls_are_the_class_token(method, pooling):
 
 def test_only_simpool_has_the_recipes_gamma():
     assert network_of(recipe(arch="resnet_mini", pooling="gem", gamma=7.0)).pooling.gamma == 2.0
-    assert network_of(recipe(arch="resnet_mini", pooling="none")).pooling.__class__ is METHODS["gap"]
+    assert network_of(recipe(arch="resnet_mini", pooling="none")).pooling.__class__ is POOLINGS["gap"]
 
 
 @pytest.mark.parametrize("arch, own", [("vit_nano", 4), ("vit_micro", 6), ("vit_tiny_patch16_224", 12)])

@@ -178,8 +178,8 @@ def test_the_readme_uses_targets_that_the_makefile_has():
 
 def test_commands_of_the_makefile_know_their_options(capsys, monkeypatch):
     makefile = (REPOSITORY / "Makefile").read_text()
-    called = re.findall(r"-m (lib(?:\.\w+)+) (.+)$", makefile, re.M)
-    assert {"lib.batch", "lib.evidence", "lib.results.chapters"} <= {module for module, _ in called}
+    called = re.findall(r"-m ((?:lib|course)(?:\.\w+)+) (.+)$", makefile, re.M)
+    assert {"lib.batch", "lib.evidence", "course.chapters"} <= {module for module, _ in called}
     for module, arguments in called:
         monkeypatch.setattr(sys, "argv", [module, "--help"])
         with pytest.raises(SystemExit, match="0"):

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from lib.data import scenes
-from lib.data.annotated import read_coco, read_masked
-from lib.data.bank import table_fingerprint
+from lib.data.fingerprint import fingerprint
+from lib.data.layouts.detection import read_coco
+from lib.data.layouts.masks import read_masked
 from lib.data.loading import read_table
-from lib.data.pictures import VOID, ObjectPictures, Pictures, PixelPictures, Things
-from lib.data.whole import read_mask
+from lib.data.reading import read_mask
+from lib.data.segmentation import VOID, AnnotatedDataset, InstanceDataset, Instances, SemanticDataset
 from lib.models import create_model
 from lib.models.pyramid import SimplePyramid
 
@@ -37,16 +38,16 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3))
 
 
-def with_polygons(polygons, size, boxes=None, **sides) -> Things:
+def with_polygons(polygons, size, boxes=None, **sides) -> Instances:
     """Of one image with one object a list of polygons."""
     boxes = boxes or [[0.0, 0.0, 1.0, 1.0]] * len(polygons)
     rows = table(image=[png(noise(*size))], boxes=[boxes], classes=[list(range(len(polygons)))], polygons=[polygons])
-    return ObjectPictures(rows, **sides).read(0)[2]
+    return InstanceDataset(rows, **sides).read(0)[2]
 
 
-def pixelled(mask, size=None, *, void=-1, num_classes=3, **sides) -> PixelPictures:
+def pixelled(mask, size=None, *, void=-1, num_classes=3, **sides) -> SemanticDataset:
     mask = np.asarray(mask)
-    return PixelPictures(
+    return SemanticDataset(
         table(image=[png(noise(*(size or mask.shape)))], mask=[png(mask, "m.png")]), void=void, num_classes=num_classes, **sides
     )
 
@@ -140,7 +141,7 @@ def test_numbered_masks_are_taken_apart():
     mask = np.array([[0, 1, 1, 0], [3, 3, 1, 2], [3, 0, 2, 2]])
     boxes = [[1.0, 0, 3, 2], [2.0, 1, 4, 3], [0.0, 1, 2, 3]]
     rows = table(image=[png(noise(3, 4))], boxes=[boxes], classes=[[7, 0, 7]], mask=[png(mask)])
-    image, size, things = ObjectPictures(rows).read(0)
+    image, size, things = InstanceDataset(rows).read(0)
     assert image.shape == (3, 3, 4) and image.dtype == torch.uint8 and size == (3, 4)
     assert torch.equal(image, torch.from_numpy(noise(3, 4)).permute(2, 0, 1).byte())
     assert things.classes.tolist() == [7, 0, 7] and things.classes.dtype == torch.int64 and things.boxes.tolist() == boxes
@@ -159,7 +160,7 @@ def test_boxes_and_masks_are_resized_with_the_image(size, sides, seen, kind):
     image[y0:y1, x0:x1], mask[y0:y1, x0:x1] = 255, 1
     shape = dict(mask=[png(mask)]) if kind == "mask" else dict(polygons=[[[[x0, y0, x1, y0, x1, y1, x0, y1]]]])
     rows = table(image=[png(image)], boxes=[[[x0, y0, x1, y1]]], classes=[[0]], **shape)
-    pixels, original, things = ObjectPictures(rows, **sides).read(0)
+    pixels, original, things = InstanceDataset(rows, **sides).read(0)
     assert original == size and pixels.shape == (3, *seen) and things.masks.shape == (1, *seen)
     fx, fy = seen[1] / size[1], seen[0] / size[0]
     torch.testing.assert_close(things.boxes, torch.tensor([[x0 * fx, y0 * fy, x1 * fx, y1 * fy]]))
@@ -175,7 +176,7 @@ def test_boxes_and_masks_are_resized_with_the_image(size, sides, seen, kind):
 def test_an_image_without_objects(kind, sides):
     shape = dict(mask=[png(np.zeros((10, 8)))]) if kind == "mask" else dict(polygons=[[]])
     rows = table(image=[png(noise(10, 8))], boxes=[[]], classes=[[]], **shape)
-    pixels, _, things = ObjectPictures(rows, **sides).read(0)
+    pixels, _, things = InstanceDataset(rows, **sides).read(0)
     assert things.boxes.shape == (0, 4) and things.classes.shape == (0,) and things.masks.shape == (0, *pixels.shape[1:])
     assert things.classes.dtype == torch.int64 and things.boxes.dtype == torch.float32 and things.masks.dtype == torch.bool
 
@@ -206,7 +207,7 @@ def test_a_void_in_the_middle_and_none():
 def test_a_class_out_of_range_is_named(void, classes):
     inside = np.array([[classes - 1 + (void == 0), 0]])
     pixelled(inside, void=void, num_classes=classes).read(0)
-    with pytest.raises(ValueError, match=rf"m\.png: holds the class {classes + 1}, accepts {classes} classes"):
+    with pytest.raises(ValueError, match=rf"m\.png \(row 0\): holds the class {classes + 1}, accepts {classes} classes"):
         pixelled(np.array([[classes + 1, 0]]), void=void, num_classes=classes).read(0)
 
 
@@ -218,7 +219,7 @@ def test_classes_keep_the_original_s_size():
 def test_numbers_of_objects_become_their_classes():
     mask = np.array([[0, 1, 2], [3, 3, 0]])
     rows = table(image=[png(noise(2, 3))] * 2, boxes=[[[0.0, 0, 1, 1]] * 3, []], classes=[[4, 0, 4], []], mask=[png(mask), png(0 * mask)])
-    source = PixelPictures(rows, void=-1, num_classes=6)
+    source = SemanticDataset(rows, void=-1, num_classes=6)
     assert source.read(0)[2].tolist() == [[0, 5, 1], [5, 5, 0]] and not source.read(1)[2].any()
 
 
@@ -226,16 +227,16 @@ def test_numbers_of_objects_become_their_classes():
 def test_objects_that_are_not_there_or_of_no_class_are_named(mask, classes):
     rows = table(image=[png(noise(1, 2))], boxes=[[[0.0, 0, 1, 1]]], classes=[classes], mask=[png(mask, "m.png")])
     with pytest.raises(ValueError, match=r"m\.png"):
-        PixelPictures(rows, void=-1, num_classes=3).read(0)
+        SemanticDataset(rows, void=-1, num_classes=3).read(0)
 
 
-@pytest.mark.parametrize("kind", [ObjectPictures, PixelPictures])
+@pytest.mark.parametrize("kind", [InstanceDataset, SemanticDataset])
 def test_a_mask_of_another_size_than_the_image_is_named(kind):
     rows = table(image=[png(noise(4, 6))], mask=[png(np.ones((6, 4)), "m.png")])
-    if kind is ObjectPictures:
+    if kind is InstanceDataset:
         rows = rows.append_column("boxes", pa.array([[[0, 0, 1, 1]]], TYPES["boxes"])).append_column("classes", pa.array([[0]]))
     with pytest.raises(ValueError, match=r"m\.png"):
-        kind(rows, **({} if kind is ObjectPictures else dict(void=-1, num_classes=3))).read(0)
+        kind(rows, **({} if kind is InstanceDataset else dict(void=-1, num_classes=3))).read(0)
 
 
 # ---- damage and arguments ---------------------------------------------------------------------------------------------
@@ -252,30 +253,31 @@ def test_a_damaged_file_is_named(tmp_path, column, how):
     if how == "missing":
         broken.unlink()
     rows = table(**{name: [{"bytes": None, "path": str(file)}] for name, file in files.items()})
-    with pytest.raises(ValueError, match=rf"{broken}: damaged"):
-        PixelPictures(rows, void=-1, num_classes=2).read(0)
-    with pytest.raises(ValueError, match=rf"{broken}: damaged"):
-        list(PixelPictures(rows, void=-1, num_classes=2).batches([torch.tensor([0, 0])]))
+    reason = "listed but not readable" if how == "missing" else "damaged or not an image"
+    with pytest.raises(ValueError, match=rf"{broken} \(row 0\): {reason}"):
+        SemanticDataset(rows, void=-1, num_classes=2).read(0)
+    with pytest.raises(ValueError, match=rf"{broken} \(row 0\): {reason}"):
+        list(SemanticDataset(rows, void=-1, num_classes=2).batches([torch.tensor([0, 0])]))
 
 
 def test_a_mask_with_colours_is_named():
     rows = table(image=[png(noise(4, 4))], mask=[png(noise(4, 4), "colours.png")])
-    with pytest.raises(ValueError, match=r"colours\.png: has colours \(RGB\)"):
-        PixelPictures(rows, void=-1, num_classes=2).read(0)
+    with pytest.raises(ValueError, match=r"colours\.png \(row 0\): has colours \(RGB\)"):
+        SemanticDataset(rows, void=-1, num_classes=2).read(0)
 
 
 @pytest.mark.parametrize("sides", [dict(longest=0), dict(shortest=-1), dict(longest=8, shortest=8)])
-@pytest.mark.parametrize("kind", [ObjectPictures, PixelPictures])
+@pytest.mark.parametrize("kind", [InstanceDataset, SemanticDataset])
 def test_wrong_sides_are_found_at_once(kind, sides):
     with pytest.raises(ValueError, match="longest|shortest"):
-        kind(scenes.table("several_train", 2), **sides, **(dict(void=-1, num_classes=11) if kind is PixelPictures else {}))
+        kind(scenes.table("several_train", 2), **sides, **(dict(void=-1, num_classes=11) if kind is SemanticDataset else {}))
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------------
 
 
-class Numbered(Pictures):
-    def target(self, picture, size, seen):
+class Numbered(AnnotatedDataset):
+    def target(self, row, size, seen):
         return size, seen
 
 
@@ -308,7 +310,7 @@ def test_scenes_of_several_objects(split, visible, monkeypatch):
     count = 30
     drawn = scenes.render(torch.arange(count), seed=scenes.SPLIT_SEEDS[split], objects=scenes.SEVERAL)
     rows, hidden = scenes.table.__wrapped__(split, count), 0  # none that was kept
-    source = ObjectPictures(rows)
+    source = InstanceDataset(rows)
     for i in range(count):
         image, _, things = source.read(i)
         assert torch.equal(image, drawn.images[i])
@@ -326,9 +328,9 @@ def test_scenes_of_several_objects(split, visible, monkeypatch):
 
 def test_scenes_of_several_objects_are_no_others_and_as_classes_of_pixels_they_have_a_background():
     tables = {split: scenes.table(split, 4) for split in ("train", "several_train", "several_validation")}
-    assert len({table_fingerprint(rows.select(["image"])) for rows in tables.values()}) == 3
-    source = PixelPictures(tables["several_train"], void=-1, num_classes=11)
-    things = ObjectPictures(tables["several_train"])
+    assert len({fingerprint(rows.select(["image"])) for rows in tables.values()}) == 3
+    source = SemanticDataset(tables["several_train"], void=-1, num_classes=11)
+    things = InstanceDataset(tables["several_train"])
     for i in range(4):
         found, (_, classes, masks) = source.read(i)[2], things.read(i)[2]
         expected = torch.zeros_like(found)
@@ -365,7 +367,7 @@ def test_coco_s_classes_are_numbered_in_the_order_of_ids_and_crowds_are_none(tmp
     rows = read_coco(tmp_path, "val", {}, [])
     assert rows["filename"].to_pylist() == ["a.jpg", "b.jpg"] and rows["classes"].to_pylist() == [[2, 1], []]
     assert rows["boxes"].to_pylist() == [[[2, 2, 6, 6]] * 2, []] and [len(p) for p in rows["polygons"].to_pylist()[0]] == [1, 2]
-    things = ObjectPictures(rows, longest=16)
+    things = InstanceDataset(rows, longest=16)
     (first, second), _, (objects, none) = next(things.batches([torch.tensor([0, 1])]))
     assert objects.boxes.tolist() == [[4, 4, 12, 12]] * 2 and objects.masks.shape == (2, 16, 16) and len(none.boxes) == 0
 
@@ -389,7 +391,7 @@ def test_images_beside_masks(tmp_path):
     for i in range(3):
         Image.fromarray(noise(4, 6, i).astype(np.uint8)).save(tmp_path / "train" / f"{i}.png")
         Image.fromarray(np.full((4, 6), i, np.uint8)).save(tmp_path / "trainannot" / f"{i}.png")
-    source = PixelPictures(read_masked(tmp_path, "train:trainannot", {}, []), void=-1, num_classes=3)
+    source = SemanticDataset(read_masked(tmp_path, "train:trainannot", {}, []), void=-1, num_classes=3)
     assert [int(source.read(i)[2].unique()) for i in range(3)] == [0, 1, 2]
     (tmp_path / "trainannot" / "1.png").unlink()
     with pytest.raises(ValueError, match=str(tmp_path / "trainannot" / "1.png")):
@@ -404,7 +406,7 @@ def test_images_beside_masks(tmp_path):
 def test_coco_s_masks_lie_in_their_boxes(real_data, split):
     if not (real_data / "coco2017-subset").is_dir():
         pytest.skip(f"no coco2017-subset in {real_data}")
-    source = ObjectPictures(read_table("coco2017", split, root=real_data))
+    source = InstanceDataset(read_table("coco2017", split, root=real_data))
     assert len(source) == 100
     tight = []
     for i in range(0, 100, 2):
@@ -426,7 +428,7 @@ def test_coco_s_masks_lie_in_their_boxes(real_data, split):
 def test_camvid_s_classes_are_in_range(real_data, split):
     if not (real_data / "camvid-subset").is_dir():
         pytest.skip(f"no camvid-subset in {real_data}")
-    source = PixelPictures(read_table("camvid", split, root=real_data), void=11, num_classes=11, shortest=90)
+    source = SemanticDataset(read_table("camvid", split, root=real_data), void=11, num_classes=11, shortest=90)
     counts = torch.zeros(256, dtype=torch.int64)
     for i in range(0, len(source), 4):
         image, size, classes = source.read(i)

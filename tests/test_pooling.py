@@ -14,7 +14,7 @@ from timm.layers import SimPool1d, SimPool2d
 from torch import nn
 
 from lib.pooling import Pooling, SimPool, create_pooling, landscape, pooling_names
-from lib.pooling.framework import METHODS, Exponential, Power, f_alpha, f_alpha_inverse, part, uniform
+from lib.pooling.framework import POOLINGS, Exponential, Power, f_alpha, f_alpha_inverse, part, uniform
 from lib.results import papers
 
 NAMES = ["gap", "max", "gem", "lse", "how", "otk", "kmeans", "slot", "se", "ge", "cbam", "cls", "cait", "simpool"]
@@ -53,10 +53,10 @@ def gradients(module, output, *inputs):
 @pytest.fixture
 def declarations():
     """What the test declares is forgotten after it."""
-    known = dict(METHODS)
+    known = dict(POOLINGS)
     yield
-    METHODS.clear()
-    METHODS.update(known)
+    POOLINGS.clear()
+    POOLINGS.update(known)
 
 
 # ---- literal versions, of one image [N, D], in NumPy: weights are all that they share with the library -----------------------
@@ -403,7 +403,7 @@ def test_the_names_are_the_talks():
 
 
 def test_landscape_equals_the_published_table():
-    ours, published = landscape(), papers.landscape()
+    ours, published = landscape(), papers.published_landscape()
     assert list(ours.columns) == list(published.columns)
     assert ours.index.name == published.index.name == "method"
     assert [name for name in ours.index if name != "ge"] == list(published.index)

@@ -8,18 +8,21 @@ import yaml
 
 from lib import paths, recipes
 from lib.distillation.methods import DistillationConfig
+from lib.keys import neutral
+from lib.learning.base import METHODS, TrainingConfig
 from lib.measure import measurement_of
-from lib.train import METHODS, configure, find_run
-from lib.training import TrainingConfig
+from lib.results.tables import _otherwise
+from lib.train import configure, find_run, method_names
 
 DEVICES = ("cpu", "cuda")
+NEUTRAL = {"pooling_options": {}, "hint_pool": 0.1}  # all keys that entries need not state, and their neutral values
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_entry_is_complete_and_says_what_it_is(name):
     chosen = recipes.entry(name)
     config = configure(chosen, {})
-    assert dataclasses.asdict(config).keys() == chosen.settings.keys()
+    assert config.stated().keys() == {key for key, value in chosen.settings.items() if value != NEUTRAL.get(key, dataclasses.MISSING)}
     assert len(chosen.about) > 20 and chosen.experiment.isidentifier()
     if chosen.scale == "paper":
         assert f"-m lib.train {name}" in chosen.about and "Expect" in chosen.about
@@ -30,12 +33,45 @@ def test_every_entry_is_complete_and_says_what_it_is(name):
     assert config.train_size % config.patch_size == getattr(config, "local_size", 0) % config.patch_size == 0
 
 
-def test_configurations_have_no_defaults():
-    for config_class, _ in METHODS.values():
-        for field in dataclasses.fields(config_class):
-            assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+OTHERWISE = {"pooling_options": dict(pooling="simpool", pooling_options={"beta": True}), "hint_pool": dict(hint_pool=0.2)}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_neutral_values_are_left_out_of_what_is_stated(method):
+    entry = next(recipes.entry(name) for name in recipes.names() if recipes.entry(name).settings["method"] == method)
+    config, fields = configure(entry, {}), {field.name: field for field in dataclasses.fields(METHODS[method].Config)}
+    with_default = {name: neutral(field) for name, field in fields.items() if neutral(field) is not dataclasses.MISSING}
+    assert with_default == {name: NEUTRAL[name] for name in with_default} and "pooling_options" in with_default
+    for name, value in with_default.items():
+        assert name not in config.stated() and getattr(config, name) == value
+        assert configure(entry, {name: value}).stated() == config.stated()
+        other = configure(entry, OTHERWISE[name])
+        assert other.stated() == config.stated() | OTHERWISE[name]
+    assert config.stated() == {name: value for name, value in dataclasses.asdict(config).items() if name not in with_default}
+    with pytest.raises(TypeError):
+        METHODS[method].Config()
+
+
+def test_configurations_of_trainings_have_no_defaults():
+    assert all(neutral(field) is dataclasses.MISSING for field in dataclasses.fields(TrainingConfig))
     with pytest.raises(TypeError):
         TrainingConfig()
+
+
+def test_a_new_neutral_key_changes_the_keys_of_no_runs(monkeypatch):
+    before = find_run("smoke/ibot")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Longer(DistillationConfig):
+        sharpness: float = 1.0
+        parts: list[int] = dataclasses.field(default_factory=list)
+
+    monkeypatch.setattr(METHODS["ibot"], "Config", Longer)
+    for added in ({}, dict(sharpness=1), dict(sharpness="1.0", parts=())):
+        after = find_run("smoke/ibot", **added)
+        assert (after.key, after.config, after.changes) == (before.key, before.config, {})
+    after = find_run("smoke/ibot", sharpness=2)
+    assert after.key != before.key and after.config == before.config | {"sharpness": 2.0} and after.changes == {"sharpness": 2.0}
 
 
 def smoke(**settings) -> recipes.Entry:
@@ -49,13 +85,13 @@ def smoke(**settings) -> recipes.Entry:
         ({"learning_rate": 0.1}, r"learning_rate: unknown key in overrides; smoke/ibot accepts .*\blr\b"),
         ({"about": "x"}, "about: unknown key"),
         ({"lr": "fast"}, "lr: got 'fast', accepts a number"),
-        ({"lr": True}, "lr: got True, accepts float"),
-        ({"lr": None}, "lr: got None, accepts float"),
-        ({"epochs": 2.0}, "epochs: got 2.0, accepts int"),
-        ({"epochs": "2"}, "epochs: got '2', accepts int"),
-        ({"seed": False}, "seed: got False, accepts int"),
-        ({"compile": "yes"}, "compile: got 'yes', accepts bool"),
-        ({"arch": 5}, "arch: got 5, accepts str"),
+        ({"lr": True}, "lr: got True, accepts a number"),
+        ({"lr": None}, "lr: got None, accepts a number"),
+        ({"epochs": 2.0}, "epochs: got 2.0, accepts an integer"),
+        ({"epochs": "2"}, "epochs: got '2', accepts an integer"),
+        ({"seed": False}, "seed: got False, accepts an integer"),
+        ({"compile": "yes"}, "compile: got 'yes', accepts true or false"),
+        ({"arch": 5}, "arch: got 5, accepts a word"),
         ({"mask_ratio": 0.3}, "mask_ratio: got 0.3, accepts a list"),
         ({"batch_size": 0}, "batch_size"),
         ({"masking": "none"}, "masking: got 'none', method ibot accepts"),
@@ -68,7 +104,7 @@ def test_a_wrong_override_is_named(overrides, message):
 
 
 def test_a_wrong_entry_is_named():
-    with pytest.raises(ValueError, match="momentums: unknown key in entry smoke/ibot; smoke/ibot accepts"):
+    with pytest.raises(ValueError, match="momentums: unknown key in smoke/ibot; smoke/ibot accepts"):
         configure(smoke(momentums=0.9), {})
     chosen = recipes.entry("smoke/ibot")
     short = dataclasses.replace(chosen, settings={k: v for k, v in chosen.settings.items() if k not in ("lr", "clip")})
@@ -154,16 +190,23 @@ def test_evidence_multiplies_lists_with_the_first_key_slowest(monkeypatch):
     assert recipes.evidence("small", "cuda") == [("small/b", {"seed": 3}, [("knn", {}), ("video", {"data": "davis2017", "topk": 3})])]
 
 
-def test_overrides_are_what_the_entry_has_otherwise_and_words_bring_them_back():
+def test_changes_are_what_the_entry_has_otherwise_and_words_bring_them_back():
     given = dict(seed=3, masking="attmask_high", mask_ratio=[0.2, 0.4], lr=1e-5, share_ratio=False)
-    config = find_run("small/ibot_cpu", **given).config
-    assert recipes.overrides("small/ibot_cpu", config) == given
-    measured = {f"video.{key}": value for key, value in recipes.measurement("small", "video").items()}
-    assert recipes.overrides("small/ibot_cpu", config | measured | {"video.topk": 9}) == given | {"video.topk": 9}
+    made = find_run("small/ibot_cpu", **given)
+    assert made.changes == given and find_run("small/ibot_cpu", **recipes.entry("small/ibot_cpu").settings | given).changes == given
+    measured = measurement_of(made, "video", **recipes.measurement("small", "video") | {"topk": 9})
+    assert measurement_of(made, "video").changes == given and measured.changes == given | {"video.topk": 9}
     assert dict(map(recipes.parse, shlex.split(recipes.words(given)))) == given | {"lr": "1e-05"}  # which a float field reads
-    assert find_run("small/ibot_cpu", **dict(map(recipes.parse, shlex.split(recipes.words(given))))).config == config
-    assert recipes.overrides("small/ibot_cpu", find_run("small/ibot_cpu").config) == {} and recipes.words({}) == ""
-    assert recipes.overrides("small/gone", config) == {}
+    assert find_run("small/ibot_cpu", **dict(map(recipes.parse, shlex.split(recipes.words(given))))).config == made.config
+    assert find_run("small/ibot_cpu").changes == {} and recipes.words({}) == ""
+
+
+def test_recorded_configurations_are_compared_with_the_recipes_of_now():
+    given = dict(seed=3, masking="attmask_high", mask_ratio=[0.2, 0.4], lr=1e-5, share_ratio=False)
+    made = find_run("small/ibot_cpu", **given)
+    assert _otherwise("small/ibot_cpu", made.config) == given
+    assert _otherwise("small/ibot_cpu", measurement_of(made, "video", topk=9).config) == given | {"video.topk": 9}
+    assert _otherwise("small/ibot_cpu", find_run("small/ibot_cpu").config) == {} and _otherwise("small/gone", made.config) == {}
 
 
 # ---- the papers' settings ---------------------------------------------------------------------------------------------

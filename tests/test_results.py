@@ -1,6 +1,5 @@
 """Published figures, verdicts from hand-made records, the run store."""
 
-import dataclasses
 import json
 import math
 import os
@@ -15,11 +14,11 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from lib import paths, recipes
-from lib.downstream import FINE_TUNED
-from lib.measure import MEASUREMENTS
-from lib.results import checkpoints, claims, paper_tables, papers, verdicts
-from lib.results.runs import Run, append_line, open_run, records
+from lib import keep, paths, recipes
+from lib.evaluation.base import evaluation_names
+from lib.results import claims, paper_tables, papers, verdicts
+from lib.results.records import append_line, records
+from lib.results.runs import Run
 from lib.results.verdicts import VERDICTS, Interval, interval, rules_of, verdict_of
 
 PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
@@ -113,7 +112,7 @@ def test_every_claim_is_there(published):
 def test_the_landscape_is_the_published_one(published):
     if "framework" not in published:
         pytest.skip(f"no landscape in {published['paper']}.yaml")
-    ours = papers.landscape()
+    ours = papers.published_landscape()
     rows = published["framework"]["rows"]
     assert list(ours.index) == list(rows)
     for name, line in rows.items():
@@ -125,7 +124,7 @@ def test_the_landscape_is_the_published_one(published):
 
 
 def test_every_claim_with_evidence_can_be_answered():
-    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(MEASUREMENTS) | set(FINE_TUNED)
+    experiments = {recipes.entry(name).experiment for name in recipes.names()} | {"cost"} | set(evaluation_names())
     for claim in papers.claim_details():
         for rule in rules_of(claim):
             named = rule["experiment"] if isinstance(rule["experiment"], list) else [rule["experiment"]]
@@ -222,9 +221,9 @@ def test_the_strongest_alternative_counts():
     rows = pairs([50.0, 51.0], [40.0, 49.0])
     how = {"experiment": "strategies", "field": "masking", "better": "attmask_high", "worse": ["block", "random"], "metrics": ["knn"]}
     rows += [record("random", 0, 47.0), record("random", 1, 45.0)]
-    from lib.results.verdicts import evidence
+    from lib.results.verdicts import gaps_of
 
-    scale, gaps = evidence({"evidence": how}, pd.DataFrame(rows))
+    scale, gaps = gaps_of({"evidence": how}, pd.DataFrame(rows))
     assert scale == "small" and gaps.tolist() == [3.0, 2.0]
 
 
@@ -337,15 +336,12 @@ def store(tmp_path, monkeypatch):
     return tmp_path
 
 
-@dataclasses.dataclass
-class Config:
-    seed: int = 0
-    lr: float = 0.1
-    sizes: tuple = (1, 2)
+def toy(entry="small/toy", experiment="strategies", **changes) -> Run:
+    return Run(entry, experiment, {"seed": 0, "lr": 0.1, "sizes": (1, 2)} | changes)
 
 
 def finished(seed: int = 0) -> Run:
-    run = open_run("small/toy", "strategies", Config(seed=seed))
+    run = toy(seed=seed)
     with run.lock():
         run.save_encoder(nn.Linear(2, 2))
         run.finish({"knn": 10.0 + seed}, seconds=1.26, data={"train": "a"}, device=torch.device("cpu"))
@@ -353,9 +349,10 @@ def finished(seed: int = 0) -> Run:
 
 
 def test_a_runs_key_follows_its_configuration_alone(store):
-    one = open_run("small/toy", "strategies", Config())
-    assert one.key == open_run("smoke/other", "methods", Config()).key == Run("x/y", "z", {"sizes": [1, 2], "lr": 0.1, "seed": 0}).key
-    assert len({open_run("small/toy", "s", c).key for c in (Config(), Config(seed=1), Config(lr=0.2), Config(sizes=(2, 1)))}) == 4
+    one = toy()
+    assert one.key == toy("smoke/other", "methods").key == Run("small/toy", "strategies", one.config, {"lr": 0.1}).key
+    assert one.key == Run("x/y", "z", {"sizes": [1, 2], "lr": 0.1, "seed": 0}).key
+    assert len({toy(**changes).key for changes in ({}, dict(seed=1), dict(lr=0.2), dict(sizes=(2, 1)))}) == 4
     assert one.folder == store / "runs" / f"small/toy-{one.key}" and not one.folder.exists()
 
 
@@ -378,7 +375,7 @@ def test_a_finished_run_has_figures_and_provenance(store):
 
 
 def test_a_run_that_is_not_finished_says_so(store):
-    run = open_run("small/toy", "strategies", Config())
+    run = toy()
     assert not run.finished and run.log().empty
     with pytest.raises(ValueError, match="not finished; make it with python -m lib.train small/toy"):
         run.result()
@@ -408,7 +405,7 @@ def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
         finished()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    run = open_run("small/toy", "strategies", Config())
+    run = toy()
     assert run.folder.is_dir() and not run.finished
     assert finished().finished
 
@@ -426,7 +423,7 @@ def test_a_run_is_recorded_once(store):
 
 def test_smoke_runs_are_no_evidence(store):
     with pytest.raises(ValueError, match="record: smoke/ibot shows a mechanism"):
-        open_run("smoke/ibot", "strategies", Config()).record()
+        toy("smoke/ibot").record()
 
 
 def test_processes_that_record_at_once_lose_no_line_and_write_none_twice(store):
@@ -437,7 +434,7 @@ def test_processes_that_record_at_once_lose_no_line_and_write_none_twice(store):
         pids.append(os.fork())
         if not pids[-1]:
             for seed in range(3):
-                open_run("small/toy", "strategies", Config(seed=seed)).record()
+                toy(seed=seed).record()
             os._exit(0)
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
     lines = [json.loads(line)["key"] for line in (store / "records/small/strategies.jsonl").read_text().splitlines()]
@@ -475,9 +472,9 @@ def test_the_committed_records_are_whole():
 
 
 def test_every_kept_network_has_a_name_and_an_untrained_twin():
-    networks = checkpoints.kept_networks()
+    networks = keep.kept_networks()
     trained = {name: network for name, network in networks.items() if not name.startswith("untrained")}
-    assert len(trained) == len(checkpoints.checkpoint_names())
+    assert len(trained) == len(keep.kept_names())
     assert {"DINO, [CLS]", "DINO, SimPool", "iBOT, AttMask-High", "supervised, SimPool"} <= set(trained)
     for name, network in trained.items():
         twin = networks["untrained, SimPool" if "SimPool" in name else "untrained, [CLS]"]
@@ -486,14 +483,14 @@ def test_every_kept_network_has_a_name_and_an_untrained_twin():
 
 
 def test_kept_networks_are_chosen_by_their_method():
-    assert {name.partition(",")[0] for name in checkpoints.kept_networks("dino")} == {"untrained", "DINO"}
+    assert {name.partition(",")[0] for name in keep.kept_networks("dino")} == {"untrained", "DINO"}
 
 
 def test_kept_networks_are_recorded_runs():
     """The record beside which a measurement stands is that of the weights that are kept."""
     table = records().set_index("key")
-    for name in checkpoints.checkpoint_names():
-        with safe_open(checkpoints.FOLDER / f"{name}.safetensors", "pt") as stream:
+    for name in keep.kept_names():
+        with safe_open(paths.RECORDS / "checkpoints" / f"{name}.safetensors", "pt") as stream:
             about = {key: json.loads(value) for key, value in stream.metadata().items()}
         row = table.loc[about["key"]]
         assert (row["entry"], row["metrics.knn"], row["commit"]) == (about["entry"], about["metrics"]["knn"], about["commit"])

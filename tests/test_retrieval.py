@@ -12,22 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from twins import twin_figures
 
 from lib.data import load
+from lib.data.full_resolution import as_view
 from lib.data.layouts import IMAGE
 from lib.data.pickled import read_plain
-from lib.data.revisited import Retrieval, load_retrieval
+from lib.data.reading import Damage, read_image
+from lib.data.retrieval import RetrievalSet, load_retrieval
 from lib.data.scenes import render
-from lib.data.whole import Damage, as_view, read_image
 from lib.evaluation.retrieval import (
-    measure_retrieval,
+    image_descriptors,
     rank,
     retrieval_accuracy,
     retrieve,
     revisited_figures,
     revisited_map,
     revisited_precision,
-    whole_descriptors,
 )
 from lib.models import create_model
 
@@ -362,7 +363,7 @@ def literal_descriptors(network, pictures, longest, patch_size, scales):
 @pytest.mark.parametrize("scales", [(1.0, 2**-0.5, 0.5), (1.0,), (0.5, 1.5)])
 def test_descriptors_equal_a_loop_over_images_and_sizes(tmp_path, scales, batch_size):
     network, table = small_vit().train(), some_images(tmp_path)
-    found, rows = whole_descriptors(network, table, longest=48, patch_size=8, scales=scales, batch_size=batch_size)
+    found, rows = image_descriptors(network, table, longest=48, patch_size=8, scales=scales, batch_size=batch_size)
     assert not network.training and rows == list(range(len(SHAPES)))
     assert found.shape == (6, 128) and found.dtype == torch.float32 and not found.requires_grad
     pictures = [read_image(row) for row in table["image"].to_pylist()]
@@ -373,14 +374,14 @@ def test_descriptors_equal_a_loop_over_images_and_sizes(tmp_path, scales, batch_
 def test_every_size_counts_the_same(tmp_path):
     """However long the vectors are."""
     network, table = Means(), some_images(tmp_path)
-    found, _ = whole_descriptors(network, table, longest=64, patch_size=8, scales=(1.0, 0.25))
+    found, _ = image_descriptors(network, table, longest=64, patch_size=8, scales=(1.0, 0.25))
     pictures = [read_image(row) for row in table["image"].to_pylist()]
     torch.testing.assert_close(found.clone(), literal_descriptors(network, pictures, 64, 8, (1.0, 0.25)), atol=1e-5, rtol=1e-4)
 
 
 def test_images_of_one_size_are_seen_together_at_their_own_aspect_ratio(tmp_path):
     network = Means()
-    whole_descriptors(network, some_images(tmp_path), longest=48, patch_size=8, scales=(1.0, 0.5), batch_size=16)
+    image_descriptors(network, some_images(tmp_path), longest=48, patch_size=8, scales=(1.0, 0.5), batch_size=16)
     assert network.seen[:2] == [(2, 3, 32, 48), (2, 3, 16, 24)]
     assert [shape[0] for shape in network.seen[::2]] == [2, 1, 1, 1, 1]
     assert network.seen[4][2:] == (48, 16)  # 23 pixels wide are two patches
@@ -391,7 +392,7 @@ def test_images_of_one_size_are_seen_together_at_their_own_aspect_ratio(tmp_path
 )
 def test_of_an_image_with_a_box_the_part_in_it_is_seen(tmp_path, box, seen):
     network, table = small_vit(), some_images(tmp_path, SHAPES[:1])
-    found, _ = whole_descriptors(network, with_boxes(table, [box]), longest=32, patch_size=8)
+    found, _ = image_descriptors(network, with_boxes(table, [box]), longest=32, patch_size=8)
     part = read_image(table["image"][0].as_py()).crop(seen)
     expected = literal_descriptors(network, [part], 32, 8, (1.0, 2**-0.5, 0.5))
     torch.testing.assert_close(found.clone(), expected, atol=1e-5, rtol=1e-4)
@@ -400,17 +401,17 @@ def test_of_an_image_with_a_box_the_part_in_it_is_seen(tmp_path, box, seen):
 @pytest.mark.parametrize("box", [[5, 5, 5, 9], [9, 5, 3, 9], [48, 0, 60, 9]])
 def test_a_box_without_pixels_is_named_and_left_out(tmp_path, box):
     table = with_boxes(some_images(tmp_path, SHAPES[:2]), [box, None])
-    with pytest.warns(Damage, match="0.png: the box .* holds none of its 48 x 32 pixels; left out"):
-        assert whole_descriptors(small_vit(), table, longest=32, patch_size=8)[1] == [1]
+    with pytest.warns(Damage, match=r"0\.png \(row 0\): the box .* holds none of its 48 x 32 pixels; left out"):
+        assert image_descriptors(small_vit(), table, longest=32, patch_size=8)[1] == [1]
 
 
 def test_damaged_images_are_named_and_left_out(tmp_path):
     table = some_images(tmp_path)
-    expected, _ = whole_descriptors(small_vit(), table, longest=32, patch_size=8)
+    expected, _ = image_descriptors(small_vit(), table, longest=32, patch_size=8)
     (tmp_path / "1.png").write_bytes(b"nothing")
     (tmp_path / "4.png").unlink()
     with pytest.warns(Damage) as warned:
-        found, rows = whole_descriptors(small_vit(), table, longest=32, patch_size=8)
+        found, rows = image_descriptors(small_vit(), table, longest=32, patch_size=8)
     assert rows == [0, 2, 3, 5] and {name for name in ("1.png", "4.png") for w in warned if name in str(w.message)} == {"1.png", "4.png"}
     torch.testing.assert_close(found, expected[rows], atol=1e-6, rtol=1e-5)
 
@@ -419,9 +420,9 @@ def test_bad_scales_and_a_table_without_images_are_refused(tmp_path):
     table = some_images(tmp_path, SHAPES[:1])
     for scales in ((), (1.0, 0.0), (-1.0,)):
         with pytest.raises(ValueError, match="^scales: got .* accepts"):
-            whole_descriptors(small_vit(), table, longest=32, patch_size=8, scales=scales)
+            image_descriptors(small_vit(), table, longest=32, patch_size=8, scales=scales)
     with pytest.raises(ValueError, match="^table: got 0 images"):
-        whole_descriptors(small_vit(), table.slice(0, 0), longest=32, patch_size=8)
+        image_descriptors(small_vit(), table.slice(0, 0), longest=32, patch_size=8)
 
 
 # ---- the figures of a network -----------------------------------------------------------------------------------------
@@ -431,13 +432,13 @@ def small_retrieval(folder):
     """Six images, three of which are asked for again: from a part of them."""
     table = some_images(folder)
     queries = with_boxes(table.take([0, 2, 5]), [[0, 0, 40, 32], [0, 0, 40, 40], [3, 3, 60, 64]])
-    return Retrieval(table, queries, [truth(easy=[0], hard=[4], junk=[1]), truth(easy=[2, 3]), truth(easy=[1], junk=[5])])
+    return RetrievalSet(table, queries, [truth(easy=[0], hard=[4], junk=[1]), truth(easy=[2, 3]), truth(easy=[1], junk=[5])])
 
 
 def test_figures_of_a_network_are_those_of_its_ranking(tmp_path):
     network, retrieval = small_vit(), small_retrieval(tmp_path)
     found = retrieval_accuracy(network, retrieval, longest=32, patch_size=8)
-    vectors = [whole_descriptors(network, table, longest=32, patch_size=8)[0] for table in (retrieval.queries, retrieval.database)]
+    vectors = [image_descriptors(network, table, longest=32, patch_size=8)[0] for table in (retrieval.queries, retrieval.database)]
     ranks = rank(*vectors)
     expected = {"images": 6.0, "queries": 3.0, "left_out": 0.0}
     for protocol in OK:
@@ -467,7 +468,7 @@ def test_what_cannot_be_read_is_left_out_of_ranking_and_truth(tmp_path):
         found = retrieval_accuracy(network, retrieval, longest=32, patch_size=8)
     assert answer.database.tolist() == [0, 1, 2, 4] and answer.queries.tolist() == [0, 1] and answer.ranks.shape == (4, 2)
     assert answer.ground_truth == [truth(easy=[0], hard=[3], junk=[1]), truth(easy=[2])]
-    kept = Retrieval(retrieval.database.take([0, 1, 2, 4]), retrieval.queries.slice(0, 2), answer.ground_truth)
+    kept = RetrievalSet(retrieval.database.take([0, 1, 2, 4]), retrieval.queries.slice(0, 2), answer.ground_truth)
     expected = retrieval_accuracy(network, kept, longest=32, patch_size=8)
     assert found == expected | {"left_out": 3.0} and expected["images"] == 4 and expected["left_out"] == 0
 
@@ -477,7 +478,8 @@ def test_a_measurement_has_the_untrained_figures_beside_its_own(tmp_path):
     own, before = (retrieval_accuracy(network, retrieval, longest=32, patch_size=8) for network in networks)
     counts = ("images", "queries", "left_out")
     expected = own | {f"untrained_{name}": value for name, value in before.items() if name not in counts}
-    assert measure_retrieval(*networks, retrieval, longest=32, patch_size=8) == expected
+    rounded = {name: round(value, 3) for name, value in expected.items()}
+    assert twin_figures("retrieval", *networks, retrieval, longest=32, patch_size=8) == rounded
 
 
 # ---- the sets ---------------------------------------------------------------------------------------------------------

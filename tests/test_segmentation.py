@@ -12,19 +12,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torchvision import tv_tensors
+from twins import trained_figures
 
 from lib.data import scenes
-from lib.data.pictures import VOID, PixelPictures
+from lib.data.reading import Damage
+from lib.data.segmentation import VOID, SemanticDataset
 from lib.data.views import normalise
-from lib.data.whole import Damage
-from lib.evaluation.segmentation import Segmentation, SegmentationConfig, Segmenter, mean_iou, segment, sliding_window, train_segmenter
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.engine.seeds import seed_step
+from lib.evaluation.segmentation import Segmentation, SegmentationSettings, Segmenter, mean_iou, segment, sliding_window
 from lib.models import create_model
-from lib.training import CHECKPOINT, load_checkpoint, read_log, seed_step
 
 SETTINGS = dict(
-    method="supervised", data="scenes", fraction=1.0, canvas=64, train_size=64, eval_size=64, eval_crop=1.0, seed=0, epochs=1, batch_size=2, lr=6.4e-2,
-    lr_final=1e-6, warmup_epochs=0.0, weight_decay=0.05, weight_decay_final=0.05, clip=1.0, precision="float32", compile=False, arch="resnet_mini",
-    patch_size=8, drop_path=0.0, pooling="none", gamma=1.25, knn_epochs=0, knn_k=[1], checkpoint_steps=100, log_steps=1, num_classes=11, void=-1,
+    data="scenes", fraction=1.0, canvas=64, train_size=64, eval_size=64, epochs=1, batch_size=2, lr=6.4e-2,
+    lr_final=1e-6, warmup_epochs=0.0, weight_decay=0.05, weight_decay_final=0.05, clip=1.0, precision="float32", compile=False,
+    drop_path=0.0, checkpoint_steps=100, log_steps=1, num_classes=11, void=-1,
     layer_decay=0.9, width=8, resize=[0.75, 1.5],
 )  # fmt: skip
 TABLE = scenes.table("several_train", 8)
@@ -41,12 +44,12 @@ def table(**columns) -> pa.Table:
     return pa.table({name: pa.array(values, kind) for name, values in columns.items()})
 
 
-def settings(**overrides) -> SegmentationConfig:
-    return SegmentationConfig(**SETTINGS | overrides)
+def settings(**overrides) -> SegmentationSettings:
+    return SegmentationSettings(**SETTINGS | overrides)
 
 
-def pictures(count=4, **sides) -> PixelPictures:
-    return PixelPictures(TABLE.slice(0, count), void=-1, num_classes=11, **sides)
+def pictures(count=4, **sides) -> SemanticDataset:
+    return SemanticDataset(TABLE.slice(0, count), void=-1, num_classes=11, **sides)
 
 
 def network(arch="resnet_mini"):
@@ -54,9 +57,8 @@ def network(arch="resnet_mini"):
     return create_model(arch, img_size=64)
 
 
-def learner(**overrides) -> Segmentation:
-    config = settings(**overrides)
-    return Segmentation(config, network(config.arch)).train()
+def learner(arch="resnet_mini", **overrides) -> Segmentation:
+    return Segmentation(settings(**overrides), network(arch)).train()
 
 
 class PointWise(nn.Module):
@@ -85,10 +87,10 @@ class Knowing(nn.Module):
         return -(view[:, :1] - levels.view(1, -1, 1, 1)).abs()
 
 
-def coloured(told, masks, *, void=-1, num_classes=3, **sides) -> PixelPictures:
+def coloured(told, masks, *, void=-1, num_classes=3, **sides) -> SemanticDataset:
     """Images of which ``Knowing`` tells the classes ``told``, with other masks."""
     images = [png(np.repeat(20 * np.asarray(t)[..., None], 3, -1)) for t in told]
-    return PixelPictures(table(image=images, mask=[png(m) for m in masks]), void=void, num_classes=num_classes, **sides)
+    return SemanticDataset(table(image=images, mask=[png(m) for m in masks]), void=void, num_classes=num_classes, **sides)
 
 
 # ---- sliding windows --------------------------------------------------------------------------------------------------
@@ -297,12 +299,14 @@ def test_a_window_that_is_not_of_whole_patches_is_named_before_the_training():
 
 
 def trained(folder, *, seed=0, budget=None, source=None, **overrides):
-    model = network(overrides.get("arch", "resnet_mini"))
+    model = network(overrides.pop("arch", "resnet_mini"))
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Damage)
-        figures = train_segmenter(model, source or pictures(4), pictures(2), settings(**overrides), folder, budget=budget, progress=False)
-    return figures, load_checkpoint(folder / CHECKPOINT)["learner"]
+        figures = trained_figures(
+            "segmentation", model, source or pictures(4), pictures(2), settings(**overrides), folder, budget=budget, progress=False
+        )
+    return figures, load_checkpoint(folder)["learner"]
 
 
 def assert_same(first, second):
@@ -331,14 +335,14 @@ def test_a_stopped_training_goes_on_to_the_last_bit(tmp_path):
 
 
 def test_a_damaged_training_image_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"broken\.png: damaged"):
-        trained(tmp_path, source=PixelPictures(broken(TABLE.slice(0, 2), "image"), void=-1, num_classes=11))
+    with pytest.raises(ValueError, match=r"broken\.png \(row 1\): damaged"):
+        trained(tmp_path, source=SemanticDataset(broken(TABLE.slice(0, 2), "image"), void=-1, num_classes=11))
 
 
 def test_images_of_several_sizes_train(tmp_path):
     told = [np.random.default_rng(i).integers(0, 3, (20 + 5 * i, 40)) for i in range(4)]
     source = coloured(told, told, shortest=48)
-    found = train_segmenter(network(), source, source, settings(num_classes=3), tmp_path, progress=False)
+    found = trained_figures("segmentation", network(), source, source, settings(num_classes=3), tmp_path, progress=False)
     assert 0 <= found["miou"] <= 100 and found["images"] == 4
 
 
@@ -346,7 +350,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path):
     torch.manual_seed(0)
     config = settings(epochs=250, batch_size=4, lr=0.3, layer_decay=1.0, warmup_epochs=5.0, width=32, resize=[1.0, 1.0], log_steps=50)
     source = pictures(8)
-    found = train_segmenter(network(), source, source, config, tmp_path, progress=False)
+    found = trained_figures("segmentation", network(), source, source, config, tmp_path, progress=False)
     assert found["miou"] > 90 and found["pixel_accuracy"] > 98, found
 
 

@@ -14,12 +14,15 @@ from torchvision.transforms import v2
 from lib import recipes
 from lib.data import Bank, bank
 from lib.data.views import View, center_view, make_views
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.log import read_log
+from lib.engine.loop import train
+from lib.engine.seeds import seed_step
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.learning.supervised import Supervised, SupervisedConfig, erase
 from lib.models import create_model
 from lib.pooling import pooling_names
 from lib.train import build, configure, find_run, load_encoder, main, run, untrained_encoder
-from lib.training import CHECKPOINT, load_checkpoint, read_log, seed_step, train
 
 ENTRY = "smoke/supervised"
 TINY = dict(
@@ -105,7 +108,7 @@ def test_steps_of_the_loop_equal_literal_ones(name, arch, tmp_path):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-    assert train(made, data, config, tmp_path, progress=False)
+    assert train(made, data, config, tmp_path, seed=config.seed, progress=False)
     for (key, found), expected in zip(made.student.named_parameters(), twin.parameters()):
         if not key.endswith("qkv.bias"):  # the gradient of the keys' is rounding, which AdamW scales up
             assert ((found - expected).abs() < 2e-5).float().mean() > 0.98, key
@@ -369,7 +372,7 @@ def test_images_of_a_batch_have_operations_of_their_own():
         (dict(splits=-2), "splits: got -2"),
         (dict(splits=3, mixup=0.2), "splits: .* no mixup"),
         (dict(splits=3, cutmix=0.2), "splits: .* no cutmix|splits: .* no mixup and no cutmix"),
-        (dict(splits=2.0), "splits: got 2.0, accepts int"),
+        (dict(splits=2.0), "splits: got 2.0, accepts an integer"),
         (dict(pooling="mean"), "pooling: got 'mean', accepts none, gap"),
         (dict(crop_scale=0.5), "crop_scale: got 0.5, accepts a list"),
         (dict(ema="much"), "ema: got 'much', accepts a number"),
@@ -467,7 +470,7 @@ def test_a_run_that_stops_at_every_step_ends_as_if_it_had_not(whole, tmp_path, m
     theirs = found.encoder_weights()
     assert found.folder != folder and ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours_metrics == found.metrics
-    states = [load_checkpoint(place / CHECKPOINT)["learner"] for place in (folder, found.folder)]
+    states = [load_checkpoint(place)["learner"] for place in (folder, found.folder)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
     losses = [[line["loss"] for line in read_log(place) if "loss" in line] for place in (folder, found.folder)]
     assert losses[0] == losses[1] and len(losses[0]) == 4
@@ -486,7 +489,7 @@ def test_the_loaded_encoder_has_the_recorded_accuracy(finished):
 
 
 def test_the_evaluated_weights_are_the_averaged_ones(finished):
-    state = load_checkpoint(finished.folder / CHECKPOINT)["learner"]
+    state = load_checkpoint(finished.folder)["learner"]
     part = "average" if finished.config["ema"] else "student"
     weights = finished.encoder_weights()
     assert all(torch.equal(value, state[f"{part}.{name}"]) for name, value in weights.items())

@@ -10,20 +10,20 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from twins import twin_figures
 
 from lib.data import load, scenes
 from lib.data.loading import read_table
-from lib.data.whole import read_mask
+from lib.data.reading import read_mask
 from lib.evaluation import video
 from lib.evaluation.knn import stable_topk
 from lib.evaluation.video import (
     boundary_accuracy,
-    measure_video,
+    hard_labels,
     propagate_labels,
     region_similarity,
     save_masks,
     segment_videos,
-    segmentation,
 )
 from lib.models import create_model
 
@@ -369,15 +369,15 @@ def literal_segmentation(labels, size):
 def test_segmentation_equals_the_literal_one(grid, size, channels):
     labels = torch.rand(channels, *grid, generator=torch.Generator().manual_seed(channels), dtype=torch.float64)
     labels *= torch.linspace(1, 0.1, channels, dtype=torch.float64)[:, None, None]
-    found = segmentation(labels, size)
+    found = hard_labels(labels, size)
     assert found.shape == size and found.dtype == torch.int64 and torch.equal(found, literal_segmentation(labels.numpy(), size))
     assert len(found.unique()) == channels
 
 
 def test_weak_labels_are_stretched():
     labels = torch.tensor([[[0.9, 0.6]], [[0.1, 0.4]]])
-    assert segmentation(labels, (1, 2)).tolist() == [[0, 1]]
-    assert segmentation(1e-6 * labels, (1, 2)).tolist() == [[0, 1]]
+    assert hard_labels(labels, (1, 2)).tolist() == [[0, 1]]
+    assert hard_labels(1e-6 * labels, (1, 2)).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -386,15 +386,15 @@ def test_weak_labels_are_stretched():
 def test_a_constant_label_takes_no_pixel_from_others(value, dtype, size):
     labels = torch.zeros(3, 4, 4, dtype=dtype)
     labels[0, :, :2] = labels[2, :, 2:] = 0.6
-    without = segmentation(labels[[0, 2]], size)
+    without = hard_labels(labels[[0, 2]], size)
     labels[1] = value
-    assert torch.equal(segmentation(labels, size), 2 * without) and without.float().mean() > 0.4
+    assert torch.equal(hard_labels(labels, size), 2 * without) and without.float().mean() > 0.4
 
 
 def test_a_lost_object_leaves_background_and_one_that_fills_the_frame_stays():
     lost = torch.stack([torch.ones(4, 5), torch.zeros(4, 5)])
-    assert not segmentation(lost, (31, 42)).any()
-    assert segmentation(lost.flip(0), (31, 42)).all()
+    assert not hard_labels(lost, (31, 42)).any()
+    assert hard_labels(lost.flip(0), (31, 42)).all()
 
 
 # ---- J and F against literal versions ---------------------------------------------------------------------------------
@@ -732,7 +732,7 @@ def test_videos_equal_the_literal_way_through(tmp_path):
 
 def test_figures_equal_a_loop_over_objects_and_frames(tmp_path):
     table, trained, untrained = two_videos(tmp_path), network(0).train(), network(1).train()
-    found = measure_video(trained, untrained, table, **VIEW, radius=3)
+    found = twin_figures("video", trained, untrained, table, **VIEW, radius=3)
     assert not trained.training and not untrained.training
     expected = {}
     for prefix, model in (("", trained), ("untrained_", untrained), ("still_", trained)):
@@ -754,7 +754,7 @@ def test_single_objects_of_255(tmp_path):
     table = read_table("davis2016", "val", root=tmp_path)
     ((_, objects, predicted, truth),) = segment_videos(network(), table, **VIEW)
     assert objects == [255] and truth.unique().tolist() == [0, 1] == predicted.unique().tolist()
-    found = measure_video(network(), network(), table, **VIEW)
+    found = twin_figures("video", network(), network(), table, **VIEW)
     assert found["objects"] == 1 and found["still_j_mean"] == round(100 * literal_region(truth[0] == 1, truth[1] == 1), 3)
     assert found["j_mean"] == found["untrained_j_mean"] == round(100 * literal_region(predicted[1] == 1, truth[1] == 1), 3)
 
@@ -766,7 +766,7 @@ def test_still_videos_are_kept(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for t in range(4):
         picture(tmp_path / "davis2017", "a", f"{t:05d}", pixels, mask)
-    found = measure_video(network(), network(1), read_table("davis2017", "val", root=tmp_path), **VIEW, topk=1)
+    found = twin_figures("video", network(), network(1), read_table("davis2017", "val", root=tmp_path), **VIEW, topk=1)
     assert found["still_j_mean"] == found["still_f_mean"] == 100 and found["j_mean"] == found["untrained_j_mean"] > 90
 
 
@@ -779,20 +779,20 @@ def rewritten(root, sequence, t, change):
 
 def test_the_last_frame_is_not_measured_and_those_between_are(tmp_path):
     table, model = two_videos(tmp_path, frames=3), network()
-    before = measure_video(model, model, table, **VIEW)
+    before = twin_figures("video", model, model, table, **VIEW)
     for sequence in "ab":
         rewritten(tmp_path, sequence, 2, lambda values: np.full_like(values, 5))
-    assert measure_video(model, model, table, **VIEW) == before
+    assert twin_figures("video", model, model, table, **VIEW) == before
     rewritten(tmp_path, "a", 1, np.zeros_like)
-    after = measure_video(model, model, table, **VIEW)
+    after = twin_figures("video", model, model, table, **VIEW)
     assert after["j_mean"] < before["j_mean"] and after["still_j_mean"] < before["still_j_mean"]
 
 
 def test_later_objects_are_background(tmp_path):
     table, model = two_videos(tmp_path, frames=3), network()
-    before = measure_video(model, model, table, **VIEW)
+    before = twin_figures("video", model, model, table, **VIEW)
     rewritten(tmp_path, "a", 1, lambda values: np.where(values == 0, 9, values).astype(np.uint8))
-    assert measure_video(model, model, table, **VIEW) == before
+    assert twin_figures("video", model, model, table, **VIEW) == before
 
 
 def test_frames_of_videos_may_stand_among_each_other(tmp_path):
@@ -819,8 +819,8 @@ def test_missing_and_damaged_files_are_named(part, suffix, how, tmp_path):
     file.unlink()
     if how != "missing":
         file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
-    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: ") as raised:
-        measure_video(model, model, table, **VIEW)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} \(row 1\): ") as raised:
+        twin_figures("video", model, model, table, **VIEW)
     assert "left out" not in str(raised.value)
 
 
@@ -846,7 +846,7 @@ def test_frames_of_two_shapes_are_refused(tmp_path):
 def test_videos_without_frames_between_are_refused(frames, tmp_path):
     table, model = two_videos(tmp_path, frames), network()
     with pytest.raises(ValueError, match=f"^table: a has {frames} frames, accepts 3 or more"):
-        measure_video(model, model, table, **VIEW)
+        twin_figures("video", model, model, table, **VIEW)
 
 
 @pytest.mark.parametrize("empty", [True, False], ids=["no frames", "no objects"])
@@ -855,13 +855,13 @@ def test_tables_without_objects_are_refused(empty, tmp_path):
     for sequence in "ab":
         rewritten(tmp_path, sequence, 0, np.zeros_like)
     with pytest.raises(ValueError, match="^table: "):
-        measure_video(model, model, table[:0] if empty else table, **VIEW)
+        twin_figures("video", model, model, table[:0] if empty else table, **VIEW)
 
 
 def test_options_reach_the_propagation(tmp_path):
     table = two_videos(tmp_path, frames=3)
     with pytest.raises(ValueError, match="^topk: got 0"):
-        measure_video(network(), network(), table, **VIEW, topk=0)
+        twin_figures("video", network(), network(), table, **VIEW, topk=0)
 
 
 # ---- real data --------------------------------------------------------------------------------------------------------

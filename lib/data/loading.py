@@ -1,16 +1,19 @@
-"""Data sets by the name of their card in ``data_cards/``."""
+"""Datasets by the name of their card in ``data_cards/``."""
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import yaml
+from torch import Tensor
 
 from lib import paths
-from lib.data import annotated, layouts, scenes
+from lib.data import layouts, scenes
 
-LAYOUTS = layouts.LAYOUTS | annotated.LAYOUTS
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,14 @@ class Card:
     name: str
     hub: str | None  # repository on the Hub
     folders: dict[str, float]  # local folder -> fraction of each class's training images that it holds
-    layout: tuple[str, ...]  # names in LAYOUTS, tried in turn
-    splits: dict[str, int]  # split -> images in the full set
+    layout: tuple[str, ...]  # names in lib.data.layouts.LAYOUTS, tried in turn
+    splits: dict[str, int]  # split -> images in the full dataset
     local_splits: dict[str, str]  # split -> its name in local folders
     hub_splits: dict[str, str]  # split -> its name on the Hub
-    hub_options: dict[str, str]  # what else datasets.load_dataset needs
-    columns: dict[str, list[str]]  # our column -> possible names of theirs
+    hub_options: dict[str, str]  # further arguments of datasets.load_dataset
+    columns: dict[str, list[str]]  # our name of a column -> possible names in the source
     class_names: list[str]
-    images_per_class: int  # of the full training split, at most; 0 where images have no class
+    images_per_class: int  # of the full training split, at most; 0 where a fraction counts all images, not those of each class
     licence: str
 
 
@@ -36,15 +39,15 @@ def card(name: str) -> Card:
     """Read ``data_cards/<name>/README.md``.
 
     Raises:
-        ValueError: no such card, or front matter that lacks something.
+        ValueError: no such card, or incomplete front matter.
     """
     file = paths.CARDS / name / "README.md"
     if not file.is_file():
         raise ValueError(f"name: got {name!r}, accepts {', '.join(card_names())}")
     try:
-        front = yaml.safe_load(file.read_text().split("---\n")[1])
+        front = yaml.safe_load(file.read_text(encoding="utf-8").split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
-        label = next((f["dtype"] for f in info["features"] if f["name"] == "label"), None)  # none where images have no class
+        label = next((f["dtype"] for f in info["features"] if f["name"] == "label"), None)  # None without classes
         names = list(label["class_label"]["names"].values()) if isinstance(label, dict) else []
         return Card(
             name=name,
@@ -68,62 +71,100 @@ def card_names() -> list[str]:
     return sorted(p.parent.name for p in paths.CARDS.glob("*/README.md"))
 
 
-def load(name: str, split: str, *, root: str | Path | None = None):
+def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.Dataset":
     """A split as a ``datasets.Dataset``.
 
     Args:
         name: a card in ``data_cards/``.
         split: a split that the card lists.
-        root: folder that holds the set's local folder; None looks in ``$COMPANION_DATA`` and then on the Hub. ``scenes``
-            needs nothing.
+        root: parent of the dataset's local folder; None looks in ``$COMPANION_DATA`` and then on the Hub. ``scenes`` needs nothing.
 
     Returns:
-        ``datasets.Dataset`` with ``image`` (decoded on access), ``filename`` and, where known, ``label``, ``boxes``, ``mask``
-        (decoded on access) and ``sequence``.
+        ``image`` and ``filename`` and, where the dataset has them, ``label``, ``boxes``, ``mask`` and ``sequence``. Images and masks are
+        decoded on access.
 
     Raises:
-        ValueError: an unknown name or split, a root without the set, or a damaged file, which is named.
+        ValueError: an unknown name or split, a root without the dataset, or a damaged file, which is named.
     """
     import datasets
 
-    table = read_table(name, split, root=root)
-    features = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.Value("int64"), "filename": datasets.Value("string")}
-    if card(name).class_names:
-        features["label"] = datasets.ClassLabel(names=card(name).class_names)
-    if "boxes" in table.column_names:
-        features["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
-    for other in table.column_names:
-        if other not in features:
-            features[other] = datasets.Features.from_arrow_schema(table.select([other]).schema)[other]
-    features = datasets.Features({column: features[column] for column in table.column_names})
-    return datasets.Dataset(table.replace_schema_metadata(None)).cast(features)
+    table = read_table(name, split, root=root).replace_schema_metadata(None)
+    features, class_names = datasets.Features.from_arrow_schema(table.schema), card(name).class_names
+    types = {"image": datasets.Image(), "mask": datasets.Image(), "filename": datasets.Value("string")}
+    types["label"] = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("int64")
+    types["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
+    features.update({column: kind for column, kind in types.items() if column in features})
+    return datasets.Dataset(table).cast(features)
 
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:
-    """As ``load``, but a table of encoded images (see ``lib.data.layouts``), without the package ``datasets``.
-
-    ``datasets`` is imported only where a set comes from the Hub.
-    """
-    described = card(name)
-    if split not in described.splits:
-        raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(described.splits)}")
+    """As ``load``, but a table of encoded images (see ``lib.data.layouts``). Only the Hub needs the package ``datasets``."""
+    the_card = card(name)
+    if split not in the_card.splits:
+        raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(the_card.splits)}")
     if name == "scenes":
-        return scenes.table(split, described.splits[split])
+        return scenes.table(split, the_card.splits[split])
     folder = find_folder(name, root)
     if folder is not None:
-        for layout in described.layout:
-            table = LAYOUTS[layout](folder, described.local_splits.get(split, split), described.columns, described.class_names)
+        for layout in the_card.layout:
+            table = layouts.LAYOUTS[layout](folder, the_card.local_splits.get(split, split), the_card.columns, the_card.class_names)
             if table is not None:
                 return table
-        raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(described.layout)}")
-    return _from_hub(described, split)
+        raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(the_card.layout)}")
+    return _from_hub(the_card, split)
+
+
+def read_part(name: str, split: str, fraction: float, *, root: str | Path | None = None) -> pa.Table:
+    """A part of a training split; other splits are always whole.
+
+    The part is the first ``int(fraction * images_per_class)`` images of every class in sorted order, where ``images_per_class`` is that of
+    the full dataset (AttMask: 20% of ImageNet-1k is the first 260 of each class). In datasets without it, the part is the first images of all.
+
+    Args:
+        name, split, root: as in ``read_table``.
+        fraction: of the full dataset, in (0, 1].
+
+    Raises:
+        ValueError: as in ``read_table``, or a fraction that is out of range, empty, or more than the local folder holds.
+    """
+    the_card = card(name)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction: got {fraction!r}, accepts a number in (0, 1]")
+    folder = find_folder(name, root) if split in the_card.splits and name != "scenes" else None
+    if split == "train" and folder is not None and fraction > the_card.folders[folder.name] + 1e-9:
+        raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {the_card.folders[folder.name]}, the part that it holds")
+    table = read_table(name, split, root=root)
+    if fraction == 1 or not split.endswith("train"):
+        return table
+    whole = the_card.images_per_class if split == "train" else 0
+    count = int(fraction * (whole or len(table)) + 1e-9)  # 0.29 * 100 is a little less than 29
+    if count == 0:
+        raise ValueError(f"fraction: got {fraction}, accepts at least {1 / (whole or len(table)):.2g}, one image of {whole or len(table)}")
+    return layouts.first_of_each_class(table, count) if whole else table.slice(0, count)
+
+
+def check_num_classes(num_classes: int | None, name: str, labels: Tensor) -> int:
+    """The number of classes of a dataset, from its card or else from its labels.
+
+    Raises:
+        ValueError: ``num_classes`` is another number.
+    """
+    classes = len(card(name).class_names) or int(labels.max()) + 1
+    if num_classes not in (None, classes):
+        raise ValueError(f"num_classes: got {num_classes}, {name} accepts {classes}")
+    return classes
+
+
+def labels_of(table: pa.Table) -> list[int]:
+    """The label of each row; -1 for images without a class."""
+    return table["label"].to_pylist() if "label" in table.column_names else [-1] * len(table)
 
 
 def find_folder(name: str, root: str | Path | None = None) -> Path | None:
-    """The local folder of a set, or None when there is none and the Hub has to serve.
+    """The local folder of a dataset; None where only the Hub has it.
 
     Raises:
-        ValueError: a given root that lacks it.
+        ValueError: neither the root nor the Hub has the dataset.
     """
     base = Path(root) if root is not None else paths.data_folder()
     if base is None:
@@ -136,16 +177,16 @@ def find_folder(name: str, root: str | Path | None = None) -> Path | None:
     return None
 
 
-def _from_hub(described: Card, split: str) -> pa.Table:
-    if described.hub is None:
-        raise ValueError(f"{described.name}: needs $COMPANION_DATA with one of the folders {', '.join(described.folders)}")
+def _from_hub(the_card: Card, split: str) -> pa.Table:
+    if the_card.hub is None:
+        raise ValueError(f"{the_card.name}: needs $COMPANION_DATA with one of the folders {', '.join(the_card.folders)}")
     import datasets
 
     try:
-        dataset = datasets.load_dataset(described.hub, split=described.hub_splits.get(split, split), **described.hub_options)
+        dataset = datasets.load_dataset(the_card.hub, split=the_card.hub_splits.get(split, split), **the_card.hub_options)
     except Exception as error:
         raise ValueError(
-            f"{described.name}: not under $COMPANION_DATA (folders {', '.join(described.folders)}), and the Hub's "
-            f"{described.hub} cannot be read ({type(error).__name__}: {error})"
+            f"{the_card.name}: not under $COMPANION_DATA (folders {', '.join(the_card.folders)}), and the Hub's "
+            f"{the_card.hub} cannot be read ({type(error).__name__}: {error})"
         ) from error
-    return layouts.normalise(dataset.with_format("arrow")[:], described.columns, described.hub)  # images stay encoded
+    return layouts.with_our_columns(dataset.with_format("arrow")[:], the_card.columns, the_card.hub)  # images stay encoded

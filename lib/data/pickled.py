@@ -1,56 +1,56 @@
-"""Plain data out of a pickle that somebody else made, without running what it says."""
+"""Plain data from a pickle of unknown origin, without running any code in it."""
 
 import pickle
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-# What numpy's pickles refer to. Functions are wrapped anew for each file, since a pickle may set the attributes of what it is given.
-ARRAY, SCALAR, BUFFER = np.empty(1).__reduce__()[0], np.float64(0).__reduce__()[0], np.empty(1).__reduce_ex__(5)[0]
+# The functions to which numpy's pickles refer. They are wrapped anew for each file, since a pickle may set attributes of its objects.
+_REDUCED: tuple[Any, ...] = np.empty(1).__reduce__(), np.float64(0).__reduce__(), np.empty(1).__reduce_ex__(5)
+ARRAY, SCALAR, BUFFER = (reduced[0] for reduced in _REDUCED)
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
 
 class Foreign(ValueError):
-    """A pickle refers to something that is no plain data."""
+    """A pickle refers to something that is not plain data."""
 
 
-def read_plain(file: Path):
-    """What a pickle of Python's containers, numbers and strings and of numpy's arrays, types and scalars holds.
+def read_plain(file: Path) -> Any:
+    """The content of a pickle that holds Python's containers, numbers and strings, and numpy's arrays, types and scalars.
 
     Raises:
-        ValueError: a file that is missing or damaged, or one that refers to anything else; the file and what it refers to are
-            named, and nothing of it has run.
+        ValueError: a file that is missing or damaged, or one that refers to anything else; the error names the file and the reference, and
+            no code in the pickle has run.
     """
     try:
         with open(file, "rb") as stream:
             return _Plain(stream, file).load()
     except Foreign:
         raise
-    except Exception as error:  # a damaged pickle raises whatever it meets
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{file}: missing, damaged or not a pickle ({type(error).__name__}: {error})") from error
 
 
 class _Plain(pickle.Unpickler):
-    def __init__(self, stream, file: Path):
+    def __init__(self, stream: BinaryIO, file: Path):
         super().__init__(stream, encoding="latin1")  # Python 2 wrote strings and the bytes of arrays alike
         self.file = file
-        self.known = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1()}
-        self.known |= {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in PLAIN}
+
+        def encode(text: str, encoding: str) -> bytes:
+            if encoding != "latin1":
+                raise ValueError(f"encoding: got {encoding!r}, accepts latin1")
+            return text.encode("latin1")
+
+        self.accepted: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+        self.accepted |= {("_codecs", "encode"): encode}
+        self.accepted |= {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in PLAIN}
         for core in ("numpy.core", "numpy._core"):
-            self.known[f"{core}.multiarray", "_reconstruct"] = lambda *parts: ARRAY(*parts)
-            self.known[f"{core}.multiarray", "scalar"] = lambda *parts: SCALAR(*parts)
-            self.known[f"{core}.numeric", "_frombuffer"] = lambda *parts: BUFFER(*parts)
+            self.accepted[f"{core}.multiarray", "_reconstruct"] = lambda *parts: ARRAY(*parts)
+            self.accepted[f"{core}.multiarray", "scalar"] = lambda *parts: SCALAR(*parts)
+            self.accepted[f"{core}.numeric", "_frombuffer"] = lambda *parts: BUFFER(*parts)
 
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.known:
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.accepted:
             raise Foreign(f"{self.file}: refers to {module}.{name}, accepts plain data and numpy's arrays alone")
-        return self.known[module, name]
-
-
-def _latin1():
-    def encode(text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise ValueError(f"encoding: got {encoding!r}, accepts latin1")
-        return text.encode("latin1")
-
-    return encode
+        return self.accepted[module, name]

@@ -1,15 +1,17 @@
-"""A procedural image set in which everything is known exactly: classes, masks, boxes, instances and motion.
+"""A procedural image dataset in which everything is known exactly: classes, masks, boxes, instances and motion.
 
-A scene is a textured object (its class is one of five outlines in one of two textures) before a textured background. A
-knob says how often the background is the one that belongs to the class, the rest being uniform, so that one can measure how
-much a network leans on backgrounds. Everything about scene ``index`` follows from ``(seed, index)`` alone, whatever batch it
-is rendered in; scenes are rendered many at a time.
+A scene is a textured object (its class is one of five outlines in one of two textures) in front of a textured background. A parameter is the
+probability that the background is the one of the object's class; otherwise it is uniform over all classes. So one can measure how much a
+network relies on backgrounds. Scene ``index`` depends on ``(seed, index)`` alone, not on the batch in which it is rendered; scenes are
+rendered many at a time.
 """
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,31 +19,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-OUTLINES = ("disc", "square", "triangle", "star", "cross")
+from lib.data.layouts.common import table_of
+
+# Whether points (u, v) lie inside an outline.
+_INSIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "disc": lambda u, v: u.square() + v.square() < 0.8,
+    "square": lambda u, v: torch.maximum(u.abs(), v.abs()) < 0.78,
+    "triangle": lambda u, v: (v < 0.6) & (v + 1.0 > 1.75 * u.abs()),
+    "star": lambda u, v: u.square() + v.square() < (0.62 + 0.34 * torch.cos(5 * torch.atan2(u, v))).square(),
+    "cross": lambda u, v: (torch.minimum(u.abs(), v.abs()) < 0.32) & (torch.maximum(u.abs(), v.abs()) < 0.95),
+}
+OUTLINES = tuple(_INSIDE)
 TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{texture} {outline}" for outline in OUTLINES for texture in TEXTURES)  # label = 2 * outline + texture
 SPLIT_SEEDS = {"train": 1, "validation": 2, "videos": 3, "queries": 4, "database": 4, "several_train": 5, "several_validation": 6}
 FRAMES = 8  # of a video
-SEVERAL, VISIBLE = 3, 32  # objects of a scene of the several_ splits; pixels of one that must be seen for it to count
-SIZE = 64  # pixels a side, unless asked otherwise
+SEVERAL, VISIBLE = 3, 32  # objects in a scene of the several_ splits; visible pixels from which an object counts
+SIZE = 64  # pixels a side, by default
 CHUNK = 64  # scenes rendered at a time, so that intermediate images stay in the cache
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """n scenes with k objects each; the first object is the main one, and later ones lie behind it.
+    """n scenes with k objects each; the first object is the main one, and later ones lie behind it."""
 
-    images: uint8[n, 3, S, S]; labels: Long[n], the main object's class; masks: Bool[n, k, S, S], the visible part of each
-    object; boxes: Float[n, k, 4], around the visible part (x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros when nothing
-    is visible); classes: Long[n, k]; backgrounds: Long[n], the class to which the background belongs.
-    """
-
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
-    boxes: Tensor
-    classes: Tensor
-    backgrounds: Tensor
+    images: Tensor  # uint8[n, 3, S, S]
+    labels: Tensor  # Long[n], the main object's class
+    masks: Tensor  # Bool[n, k, S, S], the visible part of each object
+    boxes: Tensor  # Float[n, k, 4] around the visible part: x0, y0, x1, y1 in pixels, x1 and y1 exclusive; zeros when nothing is visible
+    classes: Tensor  # Long[n, k]
+    backgrounds: Tensor  # Long[n], the class to which the background belongs
 
 
 def render(
@@ -59,17 +66,14 @@ def render(
 
     Args:
         indices: Long[n], each at least 0; an index always gives the same scene.
-        seed: another seed, another set.
+        seed: each seed gives another dataset.
         size: pixels a side, at least 16.
-        correlation: in [0, 1], probability that the background is the class's own rather than uniform over all ten.
+        correlation: in [0, 1], probability that the background is the class's own instead of uniform over all ten.
         objects: k, at least 1.
-        backgrounds_of: Long[n], the scenes whose backgrounds to use instead of the own ones.
-        instances: scenes 2i and 2i + 1 show the same objects (outline, texture and colours) in different poses before
-            different backgrounds, as retrieval needs.
+        backgrounds_of: Long[n], scenes whose backgrounds replace those of ``indices``.
+        instances: scenes 2i and 2i + 1 show the same objects (outline, texture and colours) in different poses and in front of different
+            backgrounds, as retrieval needs.
         time: seconds into the scene's motion; objects drift and turn, backgrounds stand still.
-
-    Returns:
-        Scenes.
 
     Raises:
         ValueError: an argument out of range.
@@ -92,7 +96,7 @@ def render(
     return Scenes(*(torch.cat([getattr(part, name) for part in parts]) for name in Scenes.__dataclass_fields__))
 
 
-def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options) -> Scenes:
+def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options: Any) -> Scenes:
     """Short videos: as ``render``, every field with a time dimension after n (``images`` uint8[n, frames, 3, S, S])."""
     if frames < 1:
         raise ValueError(f"frames: got {frames}, accepts 1 or more")
@@ -104,78 +108,46 @@ def videos(indices: Tensor, frames: int, *, seconds: float = 1.0, **options) -> 
 def table(split: str, count: int) -> pa.Table:
     """A split of the card ``scenes`` as a table of PNG images with label, boxes and mask (see ``lib.data.layouts``).
 
-    ``videos`` has ``count`` frames of videos of ``FRAMES`` frames and two objects each, with ``sequence``; its masks number the
-    objects from 1. ``queries`` and ``database`` are the even and the odd scenes of pairs of one instance: image i of the database
-    is what query i should find, and those beyond the queries are what it should not. The ``several_`` splits have up to three objects
-    an image, with ``boxes`` and ``classes``, and a mask that numbers them from 1.
+    ``videos`` has ``count`` frames: videos of ``FRAMES`` frames and two objects each, with ``sequence``. ``queries`` and ``database`` are the
+    even and the odd scenes of pairs that show one instance: query i should find image i of the database, and no other image. The ``several_``
+    splits have up to three objects per image, with ``boxes`` and ``classes``. Where there are several objects, masks number them from 1.
     """
+    seed, indices = SPLIT_SEEDS[split], torch.arange(count)
     if split == "videos":
-        return _video_table(count // FRAMES)
+        videos_count = count // FRAMES
+        scenes = videos(indices[:videos_count], FRAMES, seed=seed, objects=2)
+        masks = (scenes.masks * torch.tensor([1, 2]).view(2, 1, 1)).sum(2).byte().flatten(0, 1)  # [n frames, S, S]
+        sequences = [f"video {video}" for video in range(videos_count) for _ in range(FRAMES)]
+        return _table(scenes.images.flatten(0, 1), masks, numbers=list(range(FRAMES)) * videos_count, sequence=sequences)
     if split in ("queries", "database"):
-        return _pair_table(split, count)
+        scenes = render(2 * indices + (split == "database"), seed=seed, instances=True)
+        truth: dict[str, Any] = dict(easy=[[i] for i in range(count)], hard=[[]] * count, junk=[[]] * count) if split == "queries" else {}
+        return _table(scenes.images, label=scenes.labels.tolist(), **truth)
     if split.startswith("several_"):
-        return _several_table(split, count)
-    scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split])
-    return _table(
-        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
-        label=scenes.labels.tolist(),
-        filename=[f"{i:06d}.png" for i in range(count)],
-        boxes=scenes.boxes.tolist(),
-        mask=[_png(mask.byte(), i) for i, mask in enumerate(scenes.masks[:, 0])],
-    )
+        scenes = render(indices, seed=seed, objects=SEVERAL)
+        counts = scenes.masks.sum((2, 3)) >= VISIBLE  # Bool[n, k]
+        masks = (scenes.masks * (counts * counts.cumsum(1))[..., None, None]).sum(1).byte()  # [n, S, S]
+        boxes, classes = ([part[rows].tolist() for part, rows in zip(parts, counts)] for parts in (scenes.boxes, scenes.classes))
+        return _table(scenes.images, masks, boxes=boxes, classes=classes)
+    scenes = render(indices, seed=seed)
+    return _table(scenes.images, scenes.masks[:, 0].byte(), label=scenes.labels.tolist(), boxes=scenes.boxes.tolist())
 
 
-def _video_table(count: int) -> pa.Table:
-    scenes = videos(torch.arange(count), FRAMES, seed=SPLIT_SEEDS["videos"], objects=2)
-    numbered = (scenes.masks * torch.tensor([1, 2]).view(2, 1, 1)).sum(2).byte()  # [n, frames, S, S]
-    places = [(video, frame) for video in range(count) for frame in range(FRAMES)]
-    return _table(
-        image=[_png(scenes.images[video, frame].permute(1, 2, 0), frame) for video, frame in places],
-        filename=[f"{frame:06d}.png" for _, frame in places],
-        mask=[_png(numbered[video, frame], frame) for video, frame in places],
-        sequence=[f"video {video}" for video, _ in places],
-    )
+def _table(images: Tensor, masks: Tensor | None = None, *, numbers: list[int] | None = None, **columns: Any) -> pa.Table:
+    """Images uint8[n, 3, S, S] and masks uint8[n, S, S] as PNG, with file names from ``numbers`` (by default 0, 1, …), and further columns."""
+    filenames = [f"{number:06d}.png" for number in numbers or range(len(images))]
+    if masks is not None:
+        columns["mask"] = list(map(_png, masks, filenames))
+    return table_of(image=list(map(_png, images.permute(0, 2, 3, 1), filenames)), filename=filenames, **columns)
 
 
-def _several_table(split: str, count: int) -> pa.Table:
-    scenes = render(torch.arange(count), seed=SPLIT_SEEDS[split], objects=SEVERAL)
-    counts = scenes.masks.sum((2, 3)) >= VISIBLE  # [n, k]
-    numbered = (scenes.masks * (counts * counts.cumsum(1))[..., None, None]).sum(1).byte()  # [n, S, S]
-    return _table(
-        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
-        filename=[f"{i:06d}.png" for i in range(count)],
-        boxes=[boxes[seen].tolist() for boxes, seen in zip(scenes.boxes, counts)],
-        classes=[classes[seen].tolist() for classes, seen in zip(scenes.classes, counts)],
-        mask=[_png(mask, i) for i, mask in enumerate(numbered)],
-    )
-
-
-def _pair_table(split: str, count: int) -> pa.Table:
-    scenes = render(2 * torch.arange(count) + (split == "database"), seed=SPLIT_SEEDS[split], instances=True)
-    truth = dict(easy=[[i] for i in range(count)], hard=[[]] * count, junk=[[]] * count) if split == "queries" else {}
-    return _table(
-        image=[_png(image.permute(1, 2, 0), i) for i, image in enumerate(scenes.images)],
-        label=scenes.labels.tolist(),
-        filename=[f"{i:06d}.png" for i in range(count)],
-        **truth,
-    )
-
-
-def _table(**columns: list) -> pa.Table:
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    boxes = pa.list_(pa.list_(pa.float32()))
-    types = dict.fromkeys(("easy", "hard", "junk", "classes"), pa.list_(pa.int64()))
-    types |= {"image": image, "mask": image, "label": pa.int64(), "filename": pa.string(), "sequence": pa.string(), "boxes": boxes}
-    return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
-
-
-def _png(pixels: Tensor, index: int) -> dict:
+def _png(pixels: Tensor, filename: str) -> dict:
     stream = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(stream, "png", compress_level=1)
-    return {"bytes": stream.getvalue(), "path": f"{index:06d}.png"}
+    Image.fromarray(pixels.numpy()).save(stream, "png", compress_level=0)
+    return {"bytes": stream.getvalue(), "path": filename}
 
 
-# ---- random numbers by counting -----------------------------------------------------------------------------------------
+# ---- counter-based random numbers -----------------------------------------------------------------------------------------
 
 
 def _uniform(seed: int, index: np.ndarray, slot: int) -> np.ndarray:
@@ -189,7 +161,7 @@ def _uniform(seed: int, index: np.ndarray, slot: int) -> np.ndarray:
 
 
 class _Draw:
-    """Float32[n, 1, 1] parameters of n scenes, drawn in turn; the slot keeps them apart."""
+    """Draws parameters Float32[n, 1, 1] of n scenes; each draw has a slot of its own."""
 
     def __init__(self, seed: int, index: np.ndarray, first_slot: int):
         self.seed, self.index, self.slot = seed, index, first_slot
@@ -209,45 +181,52 @@ class _Draw:
 # ---- drawing ------------------------------------------------------------------------------------------------------------
 
 
-def _render(index, background_index, seed, size, correlation, objects, instances, time) -> Scenes:
+def _render(
+    index: np.ndarray,
+    background_index: np.ndarray,
+    seed: int,
+    size: int,
+    correlation: float,
+    objects: int,
+    instances: bool,
+    time: float,
+) -> Scenes:
     axis = (torch.arange(size).float() + 0.5) / size * 2 - 1  # [-1, 1] over the frame
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
-    main = _classes(seed, index, 0, instances)
-    belongs = _background_class(seed, background_index, correlation, instances)
-    image = _background(_Draw(seed, background_index, 1000), belongs, x, y)
-    masks, classes = [], []
-    for k in reversed(range(objects)):  # the last is painted first, the main one on top of all
-        label = main if k == 0 else _classes(seed, index, k, instances)
-        mask, paint = _object(seed, index, k, objects, label, instances, time, x, y)
+    labels = [_classes(seed, index, k, instances) for k in range(objects)]
+    backgrounds = _background_class(seed, background_index, correlation, instances)
+    image = _background(_Draw(seed, background_index, 1000), backgrounds, x, y)
+    masks: list[Tensor] = []
+    for k in reversed(range(objects)):  # the last object is painted first, and the main one on top of all
+        mask, paint = _object(seed, index, k, objects, labels[k], instances, time, x, y)
         image = torch.where(mask[:, None], paint, image)
         masks = [mask] + [m & ~mask for m in masks]
-        classes.insert(0, label)
-    masks = torch.stack(masks, 1)
+    visible = torch.stack(masks, 1)
     grain = torch.from_numpy(_uniform(seed, index[:, None] * size * size + np.arange(size * size), 2000)).float()
     image = image + 0.06 * (grain.view(-1, 1, size, size) - 0.5)
     return Scenes(
         images=image.clamp_(0, 1).mul_(255).round_().byte(),
-        labels=main,
-        masks=masks,
-        boxes=_boxes(masks),
-        classes=torch.stack(classes, 1),
-        backgrounds=belongs,
+        labels=labels[0],
+        masks=visible,
+        boxes=_boxes(visible),
+        classes=torch.stack(labels, 1),
+        backgrounds=backgrounds,
     )
 
 
-def _classes(seed, index, k, instances) -> Tensor:
+def _classes(seed: int, index: np.ndarray, k: int, instances: bool) -> Tensor:
     return _Draw(seed, index // 2 if instances else index, 10_000 * (k + 1)).choice(len(CLASSES)).flatten()
 
 
-def _background_class(seed, index, correlation, instances) -> Tensor:
+def _background_class(seed: int, index: np.ndarray, correlation: float, instances: bool) -> Tensor:
     draw = _Draw(seed, index, 900)
     own = draw().flatten() < correlation
     return torch.where(own, _classes(seed, index, 0, instances), draw.choice(len(CLASSES)).flatten())
 
 
-def _background(draw: _Draw, belongs: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each class has a ground of its own: a hue and the direction and pitch of two gratings. -> Float[n, 3, S, S]"""
-    kind = belongs.float().view(-1, 1, 1)
+def _background(draw: _Draw, classes: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Float[n, 3, S, S]. Each class has its own background: a hue, and the direction and pitch of two gratings."""
+    kind = classes.float().view(-1, 1, 1)
     hue = (kind / len(CLASSES) + draw(-0.04, 0.04)) * 2 * math.pi
     angle = kind * (math.pi / len(CLASSES)) + draw(-0.15, 0.15)
     pitch = 5 + 1.5 * (kind % 5) + draw(-0.5, 0.5)
@@ -259,9 +238,11 @@ def _background(draw: _Draw, belongs: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return light[:, None] + 0.13 * tint * (1 + 0.5 * pattern[:, None])
 
 
-def _object(seed, index, k, objects, label, instances, time, x, y) -> tuple[Tensor, Tensor]:
-    """Its silhouette Bool[n, S, S] and its paint Float[n, 3, S, S]."""
-    look = _Draw(seed, index // 2 if instances else index, 20_000 * (k + 1))  # what belongs to the thing itself
+def _object(
+    seed: int, index: np.ndarray, k: int, objects: int, label: Tensor, instances: bool, time: float, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The silhouette Bool[n, S, S] and the paint Float[n, 3, S, S] of object k of each scene."""
+    look = _Draw(seed, index // 2 if instances else index, 20_000 * (k + 1))  # texture and colours, the same in all views of an instance
     pose = _Draw(seed, index, 30_000 * (k + 1) + 500)
     reach = 1.0 if objects == 1 else 0.75
     radius = pose(0.32, 0.62) * reach
@@ -275,7 +256,7 @@ def _object(seed, index, k, objects, label, instances, time, x, y) -> tuple[Tens
 
     outline = (label // 2).view(-1, 1, 1)
     mask = torch.zeros(len(index), x.shape[2], y.shape[1], dtype=torch.bool)
-    for i, inside in enumerate((_disc, _square, _triangle, _star, _cross)):
+    for i, inside in enumerate(_INSIDE.values()):
         rows = (outline == i).flatten().nonzero().squeeze(1)
         if len(rows):
             mask[rows] = inside(u[rows], v[rows])
@@ -288,36 +269,12 @@ def _object(seed, index, k, objects, label, instances, time, x, y) -> tuple[Tens
     return mask, torch.where((wave > 0)[:, None], bright, dark)
 
 
-def _disc(u, v):
-    return u.square() + v.square() < 0.8
-
-
-def _square(u, v):
-    return torch.maximum(u.abs(), v.abs()) < 0.78
-
-
-def _triangle(u, v):
-    return (v < 0.6) & (v + 1.0 > 1.75 * u.abs())
-
-
-def _star(u, v):
-    spike = torch.cos(5 * torch.atan2(u, v))
-    return u.square() + v.square() < (0.62 + 0.34 * spike).square()
-
-
-def _cross(u, v):
-    u, v = u.abs(), v.abs()
-    return (torch.minimum(u, v) < 0.32) & (torch.maximum(u, v) < 0.95)
-
-
 def _boxes(masks: Tensor) -> Tensor:
     """Bool[n, k, S, S] -> Float[n, k, 4]."""
     size = masks.shape[-1]
     edges = []
-    for across in (masks.any(-2), masks.any(-1)):  # columns, rows that hold a pixel
-        first = across.float().argmax(-1)
-        last = size - across.flip(-1).float().argmax(-1)
-        seen = across.any(-1)
-        edges.append((first * seen, last * seen))
+    for occupied in (masks.any(-2), masks.any(-1)):  # columns, rows that hold a pixel
+        first, last = occupied.float().argmax(-1), size - occupied.flip(-1).float().argmax(-1)
+        edges.append((first * occupied.any(-1), last * occupied.any(-1)))
     (x0, x1), (y0, y1) = edges
     return torch.stack([x0, y0, x1, y1], -1).float()

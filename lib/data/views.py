@@ -1,16 +1,17 @@
-"""Augmented views of a whole batch at once, on its device, with parameters of their own for every image.
+"""Augmented views of a whole batch at once, on its device; every image has parameters of its own.
 
-Cropping, resizing and blurring are all products with small matrices: an output row is a weighted sum of input rows, an
-output column one of input columns. So one batched matrix product takes B different crops of B images to one size, with
-the antialiased bicubic weights of Pillow and torchvision, and another blurs each by its own sigma.
+Cropping, resizing and blurring are products with small matrices: an output row is a weighted sum of input rows, and an output column one of
+input columns. So one batched matrix product takes B different crops of B images to one size, with the antialiased bicubic weights of Pillow
+and torchvision, and another blurs each by its own sigma.
 
-Images are uint8[B, 3, S, S] canvases; ``sizes`` Int[B, 2] are the (height, width) of the originals that were squeezed onto
-the canvas, so that crops keep the originals' aspect ratio. Views are Float[B, 3, s, s], normalised by ``MEAN`` and ``STD``.
+Images are uint8[B, 3, S, S] canvases; ``sizes`` Int[B, 2] are the (height, width) of the originals that were squeezed onto the canvas, so that
+crops keep the originals' aspect ratio. Views are Float[B, 3, s, s], normalised by ``MEAN`` and ``STD``.
 
 Source of the augmentations: DINO's and iBOT's released code (random resized crop, flip, colour jitter, grey, blur, solarise).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +23,10 @@ GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, as in Pillow
 
 @dataclass(frozen=True)
 class View:
-    """How one view is made. Probabilities in [0, 1]; ``scale`` is the crop's area as a fraction of the image's."""
+    """Parameters of one view. Probabilities are in [0, 1]; ``scale`` bounds the crop's area as a fraction of the image's."""
 
     size: int
-    scale: tuple[float, float]
+    scale: Sequence[float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
@@ -37,12 +38,12 @@ class View:
 
 
 def multi_crop_recipe(
-    global_size: int, local_size: int, local_crops: int, global_scale: tuple[float, float], local_scale: tuple[float, float]
+    global_size: int, local_size: int, local_crops: int, global_scale: Sequence[float], local_scale: Sequence[float]
 ) -> tuple[list[View], list[View]]:
     """DINO's two global views and ``local_crops`` local ones."""
-    first = View(global_size, tuple(global_scale), blur=1.0)
-    second = View(global_size, tuple(global_scale), blur=0.1, solarise=0.2)
-    return [first, second], [View(local_size, tuple(local_scale), blur=0.5)] * local_crops
+    first = View(global_size, global_scale, blur=1.0)
+    second = View(global_size, global_scale, blur=0.1, solarise=0.2)
+    return [first, second], [View(local_size, local_scale, blur=0.5)] * local_crops
 
 
 def make_views(
@@ -54,8 +55,7 @@ def make_views(
         images: uint8[B, 3, S, S].
         recipe: views to make.
         sizes: Int[B, 2], (height, width) of the originals; None takes them as square.
-        generator: source of randomness; None is torch's global one. Views do not depend on the batch they are drawn in
-            other than through it.
+        generator: source of randomness; None is torch's global one. Only through it do views depend on the rest of the batch.
 
     Returns:
         A list of Float32[B, 3, size, size].
@@ -65,7 +65,7 @@ def make_views(
     """
     check_images(images)
     draw = _Draw(len(images), generator, images.device)
-    with torch.autocast(images.device.type, enabled=False):  # eight bits of an image do not survive bfloat16
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has fewer bits than an image
         pixels = _pixels(images)
         return [normalise(_augment(_crop(pixels, view, sizes, draw), view, draw)) for view in recipe]
 
@@ -93,6 +93,7 @@ def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor
 
 
 def normalise(x: Tensor) -> Tensor:
+    """Float[..., 3, h, w] in [0, 1], less ``MEAN`` and over ``STD``."""
     mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(3, 1, 1) for v in (MEAN, STD))
     return ((x - mean) / std).contiguous()
 
@@ -104,6 +105,7 @@ def denormalise(x: Tensor) -> Tensor:
 
 
 def check_images(images: Tensor) -> None:
+    """Raise ``ValueError`` unless images are uint8[B, 3, S, S] with B >= 1."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
         raise ValueError(f"images: got {images.dtype} of shape {tuple(images.shape)}, accepts uint8 of shape [B, 3, S, S] with B >= 1")
 
@@ -119,7 +121,7 @@ def _pixels(images: Tensor) -> Tensor:
 def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``rows[b] @ x[b, c] @ columns[b].T``: x [B, C, H, W], rows [B, h, H], columns [B, w, W] -> [B, C, h, w].
 
-    Both are single batched products where x lies in memory as [B, H, C, W], see ``_pixels``; so does the result.
+    Each is a single batched product if x is in memory as [B, H, C, W], see ``_pixels``; the result is in memory in the same way.
     """
     batch, channels, height, width = x.shape
     x = torch.bmm(x.transpose(1, 2).reshape(batch, height * channels, width), columns.mT).view(batch, height, -1)
@@ -134,8 +136,8 @@ def resize_matrix(start: Tensor, length: Tensor, canvas: int, size: int, flip: T
     Args:
         start, length: Float[B], the interval in pixels of the canvas.
         canvas, size: pixels of the input and of the output.
-        flip: Bool[B], which outputs to mirror.
-        cut: see nothing outside the interval, as if the crop had been cut out before resizing; else as if after it.
+        flip: Bool[B], the outputs to mirror.
+        cut: use no pixels outside the interval, as if the crop was cut out before resizing; otherwise as if after it.
 
     Returns:
         Float[B, size, canvas]; rows sum to 1.
@@ -165,7 +167,7 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """Gaussian weights: sigma Float[B] in pixels -> Float[B, size, size]; rows sum to 1, edges lean inwards."""
     offsets = torch.arange(1 - size, size, device=sigma.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())  # [B, 2 size - 1]
-    weights = kernel.unfold(1, size, 1).flip(1)  # a row sees the kernel from its own pixel on
+    weights = kernel.unfold(1, size, 1).flip(1)  # each row is the kernel around its own pixel
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
@@ -173,7 +175,7 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
 
 
 class _Draw:
-    """Random numbers, one an image."""
+    """Random numbers, one per image."""
 
     def __init__(self, batch: int, generator: torch.Generator | None, device: torch.device):
         self.batch, self.generator, self.device = batch, generator, device
@@ -202,9 +204,9 @@ def _crop(pixels: Tensor, view: View, sizes: Tensor | None, draw: _Draw) -> Tens
     aspect = torch.stack([draw.uniform(math.log(view.ratio[0]), math.log(view.ratio[1])) for _ in range(10)]).exp()
     w, h = (area * aspect).sqrt(), (area / aspect).sqrt()
     fits = (w <= width) & (h <= height)
-    chosen = fits.float().argmax(0, keepdim=True)
-    w, h = w.gather(0, chosen)[0], h.gather(0, chosen)[0]
-    w, h = torch.minimum(w, width), torch.minimum(h, height)  # no attempt fits: the largest that does
+    attempt = fits.float().argmax(0, keepdim=True)
+    w, h = w.gather(0, attempt)[0], h.gather(0, attempt)[0]
+    w, h = torch.minimum(w, width), torch.minimum(h, height)  # where no attempt fits
     top, left = draw.uniform() * (height - h), draw.uniform() * (width - w)
     y, x = canvas / height, canvas / width  # canvas pixels an original pixel
     rows = resize_matrix(top * y, h * y, canvas, view.size)
@@ -225,24 +227,24 @@ def _augment(x: Tensor, view: View, draw: _Draw) -> Tensor:
 
 
 def _colour_jitter(x: Tensor, view: View, draw: _Draw) -> Tensor:
-    """Brightness, contrast, saturation and hue by factors of each image's own, in an order of its own, in place."""
+    """Change brightness, contrast, saturation and hue in place; each image has its own factors and its own order."""
     *strengths, hue = view.jitter
     factors = torch.stack([draw.uniform(max(0.0, 1 - v), 1 + v) for v in strengths])  # [3, B]
     shifts = draw.uniform(-hue, hue)
-    applied = draw.chance(view.jitter_probability)
+    selection = draw.chance(view.jitter_probability)
     order = torch.stack([draw.uniform() for _ in strengths]).argsort(0)  # [3, B]: which change comes first, second, third
-    factors = torch.where(applied, factors.gather(0, order), 1.0)
-    turn = draw.uniform(0, 4).long()  # the hue comes before the first, second or third of them, or last
+    factors = torch.where(selection, factors.gather(0, order), 1.0)
+    turn = draw.uniform(0, 4).long()  # the hue changes before the first, second or third of them, or last
     for place in range(4):
-        x = _on(x, applied & (turn == place), _hue, shifts)
+        x = _on(x, selection & (turn == place), _hue, shifts)
         if place < 3:
             x = _tone(x, order[place], factors[place])
     return x
 
 
-def _on(x: Tensor, chosen: Tensor, change, amount: Tensor | None = None) -> Tensor:
-    """Replace the chosen images by ``change`` of them, in place; ``amount`` [B] gives it a number for each image."""
-    indices = chosen.nonzero().squeeze(1)
+def _on(x: Tensor, selection: Tensor, change: Callable[..., Tensor], amount: Tensor | None = None) -> Tensor:
+    """Replace the images in ``selection`` Bool[B] by ``change(images)``, or ``change(images, amount)`` with ``amount`` [B], in place."""
+    indices = selection.nonzero().squeeze(1)
     if len(indices):
         part = x.index_select(0, indices)
         x.index_copy_(0, indices, change(part) if amount is None else change(part, amount[indices].view(-1, 1, 1, 1)))
@@ -261,7 +263,7 @@ def _luma(x: Tensor) -> Tensor:
 def _tone(x: Tensor, change: Tensor, factor: Tensor) -> Tensor:
     """Change the brightness (0), contrast (1) or saturation (2) of each image [B, 3, h, w], in place.
 
-    All three mix it with something: with black, with its mean grey, with its own grey. ``change`` Int[B], ``factor`` Float[B].
+    They mix it with black, with its mean grey, and with its own grey. ``change`` Int[B], ``factor`` Float[B].
     """
     change, factor = change.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     grey = _luma(x)

@@ -6,21 +6,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class DINOLoss(nn.Module):
-    """Cross-entropy of each teacher global view against every other student view (DINO eq. 3).
+class CenteredLoss(nn.Module):
+    """Cross-entropy between views with the teacher's logits less their moving average, the buffer ``center [K]``.
+
+    Centers are updated after they have been used, and averaged over processes.
 
     Args:
         out_dim: number of prototypes K.
         student_temp: temperature of the student's softmax.
-        center_momentum: of the moving average of the teacher's logits that is subtracted from them.
-
-    Buffer ``center [K]`` is updated after it has been used, and averaged over processes.
+        center_momentum: of the moving average.
     """
+
+    center: Tensor
 
     def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.zeros(out_dim))
+
+    def cross_entropy(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
+        """The mean over pairs of each teacher global view with every other student view, see ``DINOLoss.forward``."""
+        targets = sharpen(teacher, self.center, teacher_temp)  # [2, B, K]
+        logits = at_least_float32(student) / self.student_temp  # [V, B, K]
+        # CE(t, s) = logsumexp(s) - <t, s>. The sum over all pairs without those of a view with itself needs one pass over [V, B, K] for
+        # the dot products: sum_q <t_q, sum_v s_v> - sum_q <t_q, s_q>.
+        normalisers = logits.logsumexp(-1)  # [V, B]
+        others = logits.sum(0, keepdim=True) - logits[:2]  # [2, B, K]
+        agreement = (targets * others).sum(-1)  # [2, B]
+        total = (normalisers.sum(0, keepdim=True) - normalisers[:2] - agreement).sum(0)  # [B]
+        return total.mean() / (2 * (len(student) - 1))
+
+
+class DINOLoss(CenteredLoss):
+    """Cross-entropy of each teacher global view against every other student view (DINO eq. 3)."""
 
     def forward(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
         """
@@ -40,30 +58,17 @@ class DINOLoss(nn.Module):
         update_center(self.center, teacher.flatten(0, 1).mean(0), self.center_momentum)
         return loss
 
-    def cross_entropy(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
-        targets = sharpen(teacher, self.center, teacher_temp)  # [2, B, K]
-        logits = at_least_float32(student) / self.student_temp  # [V, B, K]
-        # CE(t, s) = logsumexp(s) - <t, s>. Summed over all pairs, less the pairs of a view with itself, the dot products
-        # need one pass over [V, B, K]: sum_q <t_q, sum_v s_v> - sum_q <t_q, s_q>.
-        normalisers = logits.logsumexp(-1)  # [V, B]
-        others = logits.sum(0, keepdim=True) - logits[:2]  # [2, B, K]
-        agreement = (targets * others).sum(-1)  # [2, B]
-        total = (normalisers.sum(0, keepdim=True) - normalisers[:2] - agreement).sum(0)  # [B]
-        return total.mean() / (2 * (len(student) - 1))
 
-
-class IBOTLoss(DINOLoss):
+class IBOTLoss(CenteredLoss):
     """iBOT: the DINO loss on [CLS] plus self-distillation of the masked patches (iBOT eq. 2 and 3).
 
     Args:
-        out_dim: number of [CLS] prototypes K.
+        out_dim, student_temp, center_momentum: as in ``CenteredLoss``, for [CLS].
         patch_dim: number of patch prototypes P; None is K.
-        student_temp: temperature of the student's softmax.
-        center_momentum: of the [CLS] center.
-        patch_center_momentum: of the patch center, which averages over all patches, masked or not.
-
-    Buffers ``center [K]`` and ``patch_center [P]`` are updated after use, and averaged over processes.
+        patch_center_momentum: of the buffer ``patch_center [P]``, which averages over all patches, masked or not.
     """
+
+    patch_center: Tensor
 
     def __init__(
         self,
@@ -95,37 +100,25 @@ class IBOTLoss(DINOLoss):
             teacher_cls: Float[2, B, K] logits.
             teacher_patches: Float[2, B, N, P] logits of the unmasked views.
             masks: Bool[2, B, N], True = masked.
-            teacher_temp: temperature of the teacher's [CLS] softmax.
-            teacher_patch_temp: temperature of the teacher's patch softmax.
+            teacher_temp, teacher_patch_temp: temperatures of the teacher's [CLS] and patch softmax.
 
         Returns:
-            ``{"cls", "patch", "total"}``, scalars in nats. The patch loss is the mean over masked tokens of an image, then
-            over all images of both views; an image without masked tokens counts as 0.
+            ``{"cls", "patch", "total"}``, scalars in nats. The patch loss is the mean over masked tokens of an image, then over all images of
+            both views; an image without masked tokens counts as 0.
 
         Raises:
             ValueError: shapes that do not fit.
         """
         _check_views(student_cls, teacher_cls, self.center)
-        batch, width, shape = teacher_cls.shape[1], len(self.patch_center), student_patches.shape
-        if shape != teacher_patches.shape or len(shape) != 4 or (shape[0], shape[1], shape[3]) != (2, batch, width):
-            raise ValueError(
-                f"student_patches: got {tuple(student_patches.shape)} beside teacher_patches {tuple(teacher_patches.shape)}, "
-                f"accepts two [2, {batch}, N, {width}]"
-            )
-        if masks.dtype != torch.bool or masks.shape != student_patches.shape[:3]:
-            raise ValueError(
-                f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(student_patches.shape[:3])}"
-            )
-        return self.of_masked(
-            student_cls,
-            student_patches[masks],
-            teacher_cls,
-            teacher_patches[masks],
-            masks,
-            teacher_patches.flatten(0, 2).mean(0),
-            teacher_temp,
-            teacher_patch_temp,
-        )
+        batch, width, shape, teacher_shape = teacher_cls.shape[1], len(self.patch_center), student_patches.shape, teacher_patches.shape
+        if shape != teacher_shape or len(shape) != 4 or (shape[0], shape[1], shape[3]) != (2, batch, width):
+            got = f"got {tuple(shape)} beside teacher_patches {tuple(teacher_shape)}"
+            raise ValueError(f"student_patches: {got}, accepts two [2, {batch}, N, {width}]")
+        if masks.dtype != torch.bool or masks.shape != shape[:3]:
+            raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(shape[:3])}")
+        teacher_mean = teacher_patches.flatten(0, 2).mean(0)
+        masked = student_cls, student_patches[masks], teacher_cls, teacher_patches[masks], masks
+        return self.of_masked(*masked, teacher_mean, teacher_temp, teacher_patch_temp)
 
     def of_masked(
         self,
@@ -138,21 +131,17 @@ class IBOTLoss(DINOLoss):
         teacher_temp: float,
         teacher_patch_temp: float,
     ) -> dict[str, Tensor]:
-        """The same loss from the M masked tokens alone, so that no head runs on tokens that count for nothing.
+        """The same loss from the M masked tokens alone, so that no head runs on tokens that do not count.
 
         Args:
             student_cls, teacher_cls, masks, teacher_temp, teacher_patch_temp: as in ``forward``.
             student_masked: Float[M, P] logits of the masked tokens, in the order of ``masks.nonzero()``.
             teacher_masked: Float[M, P] logits of the same tokens.
             teacher_patch_mean: Float[P], mean of the teacher's logits over all patches, for the center.
-
-        Returns:
-            As ``forward``.
         """
         _check_views(student_cls, teacher_cls, self.center)
         cls = self.cross_entropy(student_cls, teacher_cls, teacher_temp)
-        masked_in_image = masks.sum(-1, keepdim=True).clamp(min=1)  # [2, B, 1]
-        counts = masked_in_image.expand(masks.shape)[masks]  # [M]
+        counts = masks.sum(-1, keepdim=True).clamp(min=1).expand(masks.shape)[masks]  # [M], masked tokens in the token's image
         targets = sharpen(teacher_masked, self.patch_center, teacher_patch_temp)  # [M, P]
         logits = at_least_float32(student_masked) / self.student_temp
         entropy = F.cross_entropy(logits, targets, reduction="none")  # [M]
@@ -179,6 +168,7 @@ def update_center(center: Tensor, batch_mean: Tensor, momentum: float) -> None:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
+    """16-bit logits as float32; others unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -186,6 +176,5 @@ def _check_views(student: Tensor, teacher: Tensor, center: Tensor) -> None:
     if teacher.ndim != 3 or len(teacher) != 2 or teacher.shape[-1] != len(center):
         raise ValueError(f"teacher: got shape {tuple(teacher.shape)}, accepts [2, B, {len(center)}]")
     if student.ndim != 3 or len(student) < 2 or student.shape[1:] != teacher.shape[1:]:
-        raise ValueError(
-            f"student: got shape {tuple(student.shape)}, accepts [V, {teacher.shape[1]}, {len(center)}] with V >= 2, globals first"
-        )
+        accepted = f"[V, {teacher.shape[1]}, {len(center)}] with V >= 2, globals first"
+        raise ValueError(f"student: got shape {tuple(student.shape)}, accepts {accepted}")

@@ -5,14 +5,20 @@ appendix A.
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib.data.bank import Stream
+from lib.data.dataset import Dataset
+from lib.data.reading import encoded, read_mask
 from lib.data.views import center_view
-from lib.data.whole import read_mask
-from lib.evaluation.linear import probed
+from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.frozen import ViewEvaluation
+from lib.evaluation.linear import LinearSettings, probed
 
 IN9_CLASSES = ("dog", "bird", "vehicle", "reptile", "carnivore", "insect", "instrument", "primate", "fish")
 # First and last class of ImageNet-1k in each run of classes that belong to one of the nine. A class belongs to the one above it
@@ -167,7 +173,7 @@ def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tens
     return torch.stack(masks)
 
 
-def known_objects(source, *, most: float = 0.9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images whose single object is known, as ImageNet-9 chose them: with one box that covers at most ``most`` of the image.
 
     Args:
@@ -182,23 +188,24 @@ def known_objects(source, *, most: float = 0.9) -> tuple[Tensor, Tensor, Tensor,
     """
     found = []
     annotated = source.table["boxes"].to_pylist()
-    masks = source.table["mask"].to_pylist() if "mask" in source.table.column_names else None
+    masked = "mask" in source.table.column_names
     for start, (images, sizes, labels) in zip(range(0, len(source), 256), source.batches(torch.arange(len(source)).split(256))):
         for i, (image, (height, width), label) in enumerate(zip(images, sizes.tolist(), labels), start):
             if len(annotated[i]) != 1:
                 continue
             box = torch.tensor(annotated[i], device=image.device) * source.size / torch.tensor([[width, height] * 2], device=image.device)
             if 0 < (box[0, 2:] - box[0, :2]).prod() <= most * source.size**2:
-                mask = grabcut_masks(image[None], box) if masks is None else _resized(read_mask(masks[i]), source.size).to(image.device)
+                mask = _mask(source, i).to(image.device) if masked else grabcut_masks(image[None], box)
                 found.append((image[None], mask, box, label[None]))
     if not found:
         raise ValueError(f"source: got {len(source)} images, none with a single box of at most {most:.0%} of it, accepts at least one")
     return tuple(torch.cat(parts) for parts in zip(*found))
 
 
-def _resized(mask: Tensor, size: int) -> Tensor:
-    """Objects of Long[H, W] as Bool[1, size, size]."""
-    return F.interpolate((mask > 0)[None, None].float(), (size, size), mode="nearest-exact")[0] > 0
+def _mask(source: Stream, row: int) -> Tensor:
+    """The objects of a row's mask on the canvas, Bool[1, S, S]."""
+    mask = read_mask(encoded(source.table, row, "mask"))
+    return F.interpolate((mask > 0)[None, None].float(), (source.size, source.size), mode="nearest-exact")[0] > 0
 
 
 def background_accuracy(
@@ -222,43 +229,6 @@ def background_accuracy(
     return figures | {"background_gap": figures["MS"] - figures["MR"]}
 
 
-def measure_backgrounds(
-    network: nn.Module, untrained: nn.Module, source, *, train, size: int, crop: float, blocks: int, batch_size: int, **options
-) -> dict[str, float]:
-    """``background_accuracy`` of a network and, with ``untrained_`` before them, of the one from which it started.
-
-    A classifier answers by itself, other networks and the untrained one by a linear probe on their frozen features.
-
-    Args:
-        network, untrained: the trained network and the one from which it started.
-        source: a ``lib.data.Stream`` for ``known_objects``; or one of ImageNet-9, whose table has ``variant``.
-        train: images to train probes on.
-        size, crop: of the centre views.
-        blocks, batch_size, options: of the probes, as of ``lib.evaluation.linear.measure_linear``.
-
-    Returns:
-        ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, as the papers' columns are named, ``background_gap``, and
-        ``images``, the number of images in each.
-    """
-    judged = source
-    if "variant" in source.table.column_names:
-        variants, judged = _official(source), train  # whose classes are others, so that the best probe is chosen on the training images
-    else:
-        images, masks, boxes, labels = known_objects(source)
-        generator = torch.Generator().manual_seed(0)
-        made = background_variants(images, masks, boxes, labels, num_classes=int(labels.max()) + 1, generator=generator)
-        variants = {name: (changed, labels) for name, changed in made.items()}
-    view = dict(size=size, crop=crop)
-    figures = {"images": float(len(next(iter(variants.values()))[1]))}
-    for prefix, net in (("", network), ("untrained_", untrained)):
-        if prefix == "" and isinstance(net.classifier, nn.Linear):
-            classify = net
-        else:
-            classify = probed(net, train, judged, blocks=blocks if net.pooling is None else 1, batch_size=batch_size, **view, **options)
-        figures |= {prefix + name: value for name, value in background_accuracy(classify, variants, **view).items()}
-    return {name: round(value, 3) for name, value in figures.items()}
-
-
 @torch.no_grad()
 def _named(classify, images: Tensor, size: int, crop: float) -> Tensor:
     """The classes that are named, Long[n]; of ImageNet-1k's classes, the one of the nine."""
@@ -269,7 +239,7 @@ def _named(classify, images: Tensor, size: int, crop: float) -> Tensor:
     return named
 
 
-def _official(source) -> dict[str, tuple[Tensor, Tensor]]:
+def official_variants(source: Stream) -> dict[str, tuple[Tensor, Tensor]]:
     """ImageNet-9's own images and labels by variant."""
     names = source.table["variant"].to_pylist()
     variants = {}
@@ -300,3 +270,49 @@ def _draw(labels: Tensor, wanted: Tensor, generator: torch.Generator | None) -> 
             candidates = candidates[candidates != i]
         chosen.append(candidates[int(draw * len(candidates))])
     return torch.stack(chosen)
+
+
+class BackgroundSet(NamedTuple):
+    """variants: name -> (images uint8[n, 3, S, S], labels Long[n]); chosen_on: the images on which the best of the probes is chosen."""
+
+    variants: dict[str, tuple[Tensor, Tensor]]
+    chosen_on: Dataset
+
+
+def variants_of(source: Stream, train: Dataset) -> BackgroundSet:
+    """The variants of images for ``known_objects``, or those of ImageNet-9 itself, whose table has ``variant``.
+
+    ImageNet-9's classes are others than those of the training images, so that the best probe is chosen on these.
+    """
+    if "variant" in source.table.column_names:
+        return BackgroundSet(official_variants(source), chosen_on=train)
+    images, masks, boxes, labels = known_objects(source)
+    generator = torch.Generator().manual_seed(0)
+    variants = background_variants(images, masks, boxes, labels, num_classes=int(labels.max()) + 1, generator=generator)
+    return BackgroundSet({name: (changed, labels) for name, changed in variants.items()}, chosen_on=source)
+
+
+class Backgrounds(ViewEvaluation, name="backgrounds"):
+    """``background_accuracy``. A classifier answers by itself; other networks, and untrained ones, by a linear probe on frozen features.
+
+    Figures: ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, as the papers' columns are named, ``background_gap``, and
+    ``images``, the number of images in each.
+    """
+
+    Settings = LinearSettings
+    once = ("images",)
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        """``test`` is a ``BackgroundSet``."""
+        source, left_out = self.test_stream(root=root, device=device, progress=progress)
+        train = self.train_bank(root=root, device=device, progress=progress)
+        return Inputs(variants_of(source, train), train, {"train": train.fingerprint, "test": source.fingerprint}, left_out)
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        settings, (variants, chosen_on) = self.settings, inputs.test
+        classify: Callable[[Tensor], Tensor] = network
+        if not (context.trained and isinstance(network.classifier, nn.Linear)):
+            probes = dict(lrs=settings.lrs, epochs=settings.epochs, batch_size=settings.batch_size, progress=context.progress)
+            classify = probed(network, inputs.train, chosen_on, blocks=settings.blocks_of(network), **probes, **self.view())
+        images = float(len(next(iter(variants.values()))[1]))
+        return {"images": images} | background_accuracy(classify, variants, **self.view())

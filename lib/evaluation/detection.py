@@ -15,18 +15,24 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from lib.data.pictures import ObjectPictures, Things
+from lib.data.loading import read_part, read_table
+from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
-from lib.evaluation.finetune import check_counts, check_layer_decay, layerwise_optimizer, trained_from
+from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.finetune import check_layer_decay
+from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.learning.base import Learner, TrainingConfig
+from lib.learning.optimizers import layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionConfig(TrainingConfig):
-    """Keys of the measurement ``detection``. In training the shorter side is drawn from ``train_size`` to ``eval_size`` in steps of 32
+class DetectionSettings(TrainingConfig):
+    """Settings of the measurement ``detection``. In training the shorter side is drawn from ``train_size`` to ``eval_size`` in steps of 32
     pixels; the longer one is at most ``canvas``.
     """
+
+    FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
     num_classes: int  # of objects
     layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
@@ -39,7 +45,7 @@ class DetectionConfig(TrainingConfig):
         check_layer_decay(self.layer_decay)
         if not 1 <= self.train_size <= self.eval_size:
             raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
-        check_counts(self, "num_classes", "width", "hidden_dim", "proposals")
+        self.check_counts("num_classes", "width", "hidden_dim", "proposals")
 
 
 class Detection(Learner):
@@ -50,7 +56,7 @@ class Detection(Learner):
         network: any of ``create_model``'s; it is trained.
     """
 
-    def __init__(self, config: DetectionConfig, network: nn.Module):
+    def __init__(self, config: DetectionSettings, network: nn.Module):
         super().__init__()
         self.config = config
         pyramid, width, classes = SimplePyramid(network, config.width), config.width, config.num_classes + 1
@@ -87,31 +93,31 @@ class Detection(Learner):
         return layerwise_optimizer(pyramid.network, self.config.layer_decay, pyramid.levels, self.detector.rpn, self.detector.roi_heads)
 
     def forward(
-        self, images: list[Tensor], sizes: Tensor, targets: list[Things], step: int, generator: torch.Generator
+        self, images: list[Tensor], sizes: Tensor, targets: list[Instances], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The sum of Mask R-CNN's five losses; half of the images are mirrored."""
         seen, wanted = [], []
-        for image, things, mirrored in zip(images, targets, torch.rand(len(images), generator=generator) < 0.5):
-            boxes, masks, pixels = things.boxes, things.masks, image.float() / 255
+        for image, instances, mirrored in zip(images, targets, torch.rand(len(images), generator=generator) < 0.5):
+            boxes, masks, pixels = instances.boxes, instances.masks, image.float() / 255
             if mirrored:
                 edge = image.shape[-1]
                 boxes = torch.stack([edge - boxes[:, 2], boxes[:, 1], edge - boxes[:, 0], boxes[:, 3]], 1)
                 masks, pixels = masks.flip(-1), pixels.flip(-1)
             real = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)  # a box without area has no anchor
             seen.append(pixels)
-            wanted.append({"boxes": boxes[real], "labels": things.classes[real] + 1, "masks": masks[real].byte()})
+            wanted.append({"boxes": boxes[real], "labels": instances.classes[real] + 1, "masks": masks[real].byte()})
         losses = self.detector(seen, wanted)
         parts = {"class": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask"}
         return {"loss": sum(losses.values())} | {name: losses[key].detach() for name, key in parts.items()}
 
 
 @torch.no_grad()
-def average_precision(detector: nn.Module, pictures: ObjectPictures, *, progress: bool = False) -> dict[str, float]:
+def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress: bool = False) -> dict[str, float]:
     """COCO's average precision of boxes and masks.
 
     Args:
         detector: of ``Detection``; it is left in evaluation mode.
-        pictures: the test set, in pixels of which boxes and masks are compared.
+        dataset: the test set, in pixels of which boxes and masks are compared.
         progress: show a bar.
 
     Returns:
@@ -126,44 +132,41 @@ def average_precision(detector: nn.Module, pictures: ObjectPictures, *, progress
     metric = MeanAveragePrecision(iou_type=("bbox", "segm"), backend="faster_coco_eval")
     detector.eval()
     images = objects = 0
-    for image, _, things in pictures.whole("detection" if progress else None):
+    for image, _, instances in dataset.intact("detection" if progress else None):
         found = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
         found["masks"] = found["masks"][:, 0] > 0.5
-        truth = {"boxes": things.boxes.cpu(), "labels": things.classes.cpu() + 1, "masks": things.masks.cpu()}
+        truth = {"boxes": instances.boxes.cpu(), "labels": instances.classes.cpu() + 1, "masks": instances.masks.cpu()}
         metric.update([found], [truth])
-        images, objects = images + 1, objects + len(things.boxes)
+        images, objects = images + 1, objects + len(instances.boxes)
     if not images:
-        raise ValueError(f"pictures: got {len(pictures)}, none of which could be read, accepts at least one")
+        raise ValueError(f"dataset: got {len(dataset)}, none of which could be read, accepts at least one")
     if not objects:
-        raise ValueError(f"pictures: got {len(pictures)} without an object, accepts at least one")
+        raise ValueError(f"dataset: got {len(dataset)} without an object, accepts at least one")
     result = metric.compute()
     names = {"ap_box": "bbox_map", "ap_box_50": "bbox_map_50", "ap_mask": "segm_map", "ap_mask_50": "segm_map_50"}
     figures = {name: 100 * result[key].item() for name, key in names.items()}
-    return figures | {"images": float(images), "left_out": float(len(pictures) - images)}
+    return figures | {"images": float(images), "left_out": float(len(dataset) - images)}
 
 
-def train_detector(
-    network: nn.Module,
-    source: ObjectPictures,
-    test: ObjectPictures,
-    config: DetectionConfig,
-    folder: str | Path,
-    *,
-    budget: float | None = None,
-    progress: bool = True,
-) -> dict[str, float] | None:
-    """Train a detector from a network's weights, and test it after the last epoch.
+class ObjectDetection(FineTunedEvaluation, name="detection"):
+    """``average_precision`` of the detector that is trained from a network."""
 
-    Args:
-        network: any of ``create_model``'s; it is trained.
-        source, test: images to train and to test on.
-        config: the recipe.
-        folder: of the log and the checkpoint; a folder with a checkpoint is resumed.
-        budget: seconds after which to stop with a checkpoint; None never stops.
-        progress: show bars.
+    Settings = DetectionSettings
+    learner_class = Detection
+    once = ("images", "left_out")
 
-    Returns:
-        As ``average_precision``; None when the budget ended first.
-    """
-    learner = trained_from(network, Detection, source, config, folder, budget=budget, progress=progress)
-    return None if learner is None else average_precision(learner.detector, test, progress=progress)
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
+        tables = [
+            read_part(settings.data, f"{several}train", settings.fraction, root=root),
+            read_table(settings.data, f"{several}validation", root=root),
+        ]
+        largest = max((label for table in tables for labels in table["classes"].to_pylist() for label in labels), default=-1)
+        if largest >= settings.num_classes:
+            raise ValueError(f"num_classes: got {settings.num_classes}, {settings.data} accepts {largest + 1} or more")
+        train, test = (InstanceDataset(table, device, longest=settings.canvas) for table in tables)
+        return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
+        learner = self.trained(network, inputs, context)
+        return None if learner is None else average_precision(learner.encoder, inputs.test, progress=context.progress)

@@ -5,14 +5,21 @@ DINO-seg, the baseline of its table 1 (after Caron et al., "Emerging Properties"
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from lib.data.whole import whole_images
+from lib.data.fingerprint import fingerprint
+from lib.data.full_resolution import full_images
+from lib.data.loading import read_table
+from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
 from lib.evaluation.components import label
+from lib.evaluation.frozen import first, with_boxes
+from lib.keys import Keys
 
 COMPONENTS = ("largest", "official")
 MARGIN = 1e-6  # of a sum of attention, against rounding
@@ -21,9 +28,8 @@ MARGIN = 1e-6  # of a sum of attention, against rounding
 class Discovery(NamedTuple):
     """A discovered object.
 
-    box: Float[4], x0, y0, x1, y1 in pixels, around the component that was chosen; seed: the least connected patch (LOST) or
-    the most attended one (DINO-seg), row-major; mask: Bool[H, W], the foreground on the patch grid before one component of it
-    is chosen.
+    box: Float[4], x0, y0, x1, y1 in pixels; seed: the least connected patch (LOST) or the most attended one (DINO-seg), row-major; mask:
+    Bool[H, W], the object on the patch grid: the component around which the box lies.
     """
 
     box: Tensor
@@ -69,7 +75,8 @@ def lost(
     mask[seed] = True  # also where every key is zero
     mask = mask.view(grid)
     components = label(mask)
-    return Discovery(_box(components == components.flatten()[seed], patch_size, image_size, features), int(seed), mask)
+    component = components == components.flatten()[seed]
+    return Discovery(_box(component, patch_size, image_size, features), int(seed), component)
 
 
 def dino_seg(
@@ -125,7 +132,7 @@ def dino_seg(
     chosen = components == int(sizes.argmax()) + 1
     if component == "official" and components.max() == 1 and not mask.all():
         chosen = ~mask
-    return Discovery(_box(chosen, patch_size, image_size, attention), int(order[0]), mask)
+    return Discovery(_box(chosen, patch_size, image_size, attention), int(order[0]), chosen)
 
 
 def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
@@ -154,7 +161,7 @@ def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
     return 100 * sum(hits) / len(hits)
 
 
-class Found(NamedTuple):
+class DiscoveredImage(NamedTuple):
     """What was discovered in an image.
 
     row: its place in the table; size: (height, width) of the original; discoveries: by method, boxes in the original's pixels.
@@ -167,8 +174,16 @@ class Found(NamedTuple):
 
 @torch.inference_mode()
 def discover(
-    network: nn.Module, table: pa.Table, *, longest: int | None, patch_size: int, k_patches: int, progress: bool = False
-) -> Iterator[Found]:
+    network: nn.Module,
+    table: pa.Table,
+    *,
+    longest: int | None,
+    patch_size: int,
+    k_patches: int,
+    head: int = 4,
+    mass: float = 0.6,
+    progress: bool = False,
+) -> Iterator[DiscoveredImage]:
     """Discover an object in every image of a table.
 
     Args:
@@ -177,38 +192,37 @@ def discover(
         longest: pixels of the longer side that the network sees; None keeps the images' size.
         patch_size: pixels a side of the network's patches.
         k_patches: of LOST.
+        head, mass: of DINO-seg; where there are fewer heads, the last one.
         progress: show a bar.
 
     Yields:
-        Found, with ``"lost"`` and, where the network gives attention, ``"dino_seg"`` and ``"dino_seg_official"`` of head 4 or the
-        last one. Images that cannot be read are left out with a warning.
+        DiscoveredImage, with ``"lost"`` and, where the network gives attention, ``"dino_seg"`` and ``"dino_seg_official"``.
+        Images that cannot be read are left out with a warning.
     """
     network.eval()
     device = next(network.parameters()).device
-    for whole in whole_images(table, longest=longest, multiple=patch_size, device=device, title="discovery" if progress else None):
-        keys, grid = network.keys(whole.view)
-        if (grid[0] * patch_size, grid[1] * patch_size) != tuple(whole.view.shape[2:]):
-            raise ValueError(f"patch_size: got {patch_size}, accepts {whole.view.shape[2] // grid[0]}, the network's")
-        options = dict(patch_size=patch_size, image_size=tuple(whole.view.shape[2:]))
+    for image in full_images(table, longest=longest, multiple=patch_size, device=device, title="discovery" if progress else None):
+        keys, grid = network.keys(image.view)
+        if (grid[0] * patch_size, grid[1] * patch_size) != tuple(image.view.shape[2:]):
+            raise ValueError(f"patch_size: got {patch_size}, accepts {image.view.shape[2] // grid[0]}, the network's")
+        options = dict(patch_size=patch_size, image_size=tuple(image.view.shape[2:]))
         made = {"lost": lost(keys[0], grid, k_patches=k_patches, **options)}
-        attention = network.features(whole.view).attention
+        attention = network.features(image.view).attention
         if attention is not None:
-            head = min(4, attention.shape[1] - 1)
-            made["dino_seg"] = dino_seg(attention[0], grid, head=head, **options)
-            made["dino_seg_official"] = dino_seg(attention[0], grid, head=head, component="official", **options)
-        (height, width), (h, w) = whole.size, whole.view.shape[2:]
+            options |= dict(head=min(head, attention.shape[1] - 1), mass=mass)
+            made["dino_seg"] = dino_seg(attention[0], grid, **options)
+            made["dino_seg_official"] = dino_seg(attention[0], grid, component="official", **options)
+        (height, width), (h, w) = image.size, image.view.shape[2:]
         scale = torch.tensor([width / w, height / h] * 2)
-        yield Found(whole.row, whole.size, {name: d._replace(box=d.box.cpu() * scale) for name, d in made.items()})
+        yield DiscoveredImage(image.row, image.size, {name: d._replace(box=d.box.cpu() * scale) for name, d in made.items()})
 
 
-def discovery_accuracy(
-    network: nn.Module, table: pa.Table, *, longest: int | None, patch_size: int, k_patches: int, progress: bool = False
-) -> dict[str, float]:
+def discovery_accuracy(network: nn.Module, table: pa.Table, **options) -> dict[str, float]:
     """CorLoc of LOST and DINO-seg beside that of boxes that look at nothing, in percent.
 
     Args:
         table: images with ``boxes``.
-        network, longest, patch_size, k_patches, progress: as of ``discover``.
+        network, options: as of ``discover``.
 
     Returns:
         ``lost``, ``dino_seg``, ``dino_seg_official`` where the network gives attention, ``whole_image``, ``centred_box`` (of half
@@ -217,7 +231,7 @@ def discovery_accuracy(
     """
     if "boxes" not in table.column_names:
         raise ValueError(f"table: got the columns {', '.join(table.column_names)}, accepts one with boxes")
-    images = list(discover(network, table, longest=longest, patch_size=patch_size, k_patches=k_patches, progress=progress))
+    images = list(discover(network, table, **options))
     if not images:
         raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
     predicted: dict[str, list[Tensor]] = {}
@@ -232,17 +246,7 @@ def discovery_accuracy(
     boxes = table["boxes"].to_pylist()
     truth = [torch.tensor(boxes[found.row]) for found in images]
     figures = {name: corloc(torch.stack(guesses), truth) for name, guesses in predicted.items()}
-    figures |= {"images": float(len(images)), "left_out": float(len(table) - len(images))}
-    return {name: round(value, 3) for name, value in figures.items()}
-
-
-def measure_discovery(network: nn.Module, untrained: nn.Module, table: pa.Table, **options) -> dict[str, float]:
-    """``discovery_accuracy`` of a network, and with ``untrained_`` before them LOST's and DINO-seg's of the one from which it
-    started.
-    """
-    before = discovery_accuracy(untrained, table, **options)
-    figures = discovery_accuracy(network, table, **options)
-    return figures | {f"untrained_{name}": value for name, value in before.items() if name in ("lost", "dino_seg", "dino_seg_official")}
+    return figures | {"images": float(len(images)), "left_out": float(len(table) - len(images))}
 
 
 def _iou(box: Tensor, boxes: Tensor) -> Tensor:
@@ -283,3 +287,37 @@ def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, accepts 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscoverySettings(Keys):
+    """Settings of the measurement ``discovery``."""
+
+    data: str  # a card in data_cards/
+    split: str  # of the test images
+    images: int = 0  # how many of them to take, from the first on; 0 takes all
+    longest: int | None  # pixels of the longer side that the network sees; null keeps the images' size
+    patch_size: int  # pixels a side of the network's patches
+    k_patches: int  # of LOST
+    head: int = 4  # of DINO-seg
+    mass: float = 0.6  # of DINO-seg
+
+
+class ObjectDiscovery(Evaluation, name="discovery"):
+    """``discovery_accuracy``."""
+
+    Settings = DiscoverySettings
+    once = ("whole_image", "centred_box", "images", "left_out")
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        """``test`` is a table of images with boxes."""
+        table = first(with_boxes(read_table(self.settings.data, self.settings.split, root=root)), self.settings.images)
+        return Inputs(table, fingerprints={"test": fingerprint(table)})
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        return discovery_accuracy(network, inputs.test, progress=context.progress, **self.options)
+
+    @property
+    def options(self) -> dict:
+        """The settings as ``discover`` takes them."""
+        return {name: getattr(self.settings, name) for name in ("longest", "patch_size", "k_patches", "head", "mass")}

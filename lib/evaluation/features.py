@@ -3,24 +3,28 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from lib.data.dataset import Dataset
 from lib.data.views import center_view
+from lib.models import Model
+
+Labelled = tuple[Tensor, Tensor]  # features Float[M, D] and labels Long[M]
 
 
 @torch.no_grad()
 def pooled_features(
-    encoder: nn.Module, source, *, size: int, crop: float = 0.875, blocks: int = 1, batch_size: int = 256, progress: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The pooled vector ([CLS]) of every image's centre view.
+    encoder: Model, source: Dataset, *, size: int, crop: float = 0.875, blocks: int = 1, batch_size: int = 256, progress: bool = False
+) -> Labelled:
+    """The pooled vector ([CLS]) of the centre view of every image.
 
     Args:
-        encoder: a network with ``last_cls``; it is left in evaluation mode.
+        encoder: it is left in evaluation mode.
         source: a ``lib.data.Bank`` or ``Stream`` of M images.
         size: pixels a side that the network sees.
         crop: part of the shorter side that is cut out.
-        blocks: of a network with a class token, how many of the last blocks' tokens to join, as linear probes see them.
+        blocks: for a network with a class token, the number of last blocks whose class tokens are joined, as in linear probing.
         batch_size: images at a time.
         progress: show a bar.
 
@@ -36,30 +40,28 @@ def pooled_features(
 
 @torch.no_grad()
 def features_and_logits(
-    classifier: nn.Module, source, *, size: int, crop: float = 0.875, batch_size: int = 256, progress: bool = False
+    classifier: Model, source: Dataset, *, size: int, crop: float = 0.875, batch_size: int = 256, progress: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a classifier makes of every image's centre view, in one pass.
+    """Pooled vectors Float32[M, D], labels Long[M] and logits Float32[M, classes] of the centre view of every image, in one pass.
 
-    Args:
-        classifier, source, size, crop, batch_size, progress: as of ``pooled_features``.
-
-    Returns:
-        (Float32[M, D], Long[M], Float32[M, classes]): pooled vectors, labels and logits.
+    Arguments as of ``pooled_features``.
 
     Raises:
         ValueError: a source without images.
     """
     if not len(source):
         raise ValueError("source: got no images, accepts at least one")
-    found = []
+    vectors, labels, logits = [], [], []
     for views, targets in _views(classifier, source, size, crop, batch_size, progress):
         vector = classifier.pool(views).cls
-        found.append(((vector.amax(1) if vector.ndim == 3 else vector).float(), targets, classifier.logits(vector).float()))
-    return tuple(torch.cat(parts) for parts in zip(*found))
+        vectors.append((vector.amax(1) if vector.ndim == 3 else vector).float())
+        labels.append(targets)
+        logits.append(classifier.logits(vector).float())
+    return torch.cat(vectors), torch.cat(labels), torch.cat(logits)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of images whose class has the highest, or one of the five highest, logits.
+    """Share of the images whose class has the highest logit, or one of the five highest.
 
     Args:
         logits: Float[M, C], M >= 1.
@@ -69,13 +71,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
         ``{"accuracy", "accuracy_top5"}`` in percent; top-5 only with more than five classes.
     """
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    figures = {"accuracy": hits[:, 0], "accuracy_top5": hits.any(1)}
-    if logits.shape[1] <= 5:
-        del figures["accuracy_top5"]
+    figures = {"accuracy": hits[:, 0]} | ({"accuracy_top5": hits.any(1)} if logits.shape[1] > 5 else {})
     return {name: 100 * hit.double().mean().item() for name, hit in figures.items()}
 
 
-def _views(network: nn.Module, source, size: int, crop: float, batch_size: int, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _views(network: Model, source: Dataset, size: int, crop: float, batch_size: int, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Centre views and labels on the network's device, the network in evaluation mode."""
     network.eval()
     device = next(network.parameters()).device

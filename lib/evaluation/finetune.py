@@ -1,39 +1,38 @@
-"""Fine-tuning: all weights of a pre-trained network learn to classify another set.
+"""Fine-tuning: all weights of a pre-trained network are trained to classify another dataset.
 
-Source: the recipe of DeiT (Touvron et al., ICML 2021, table 9), as AttMask section 4.3 uses it on CIFAR; the layers' falling rates are BEiT's
-(Bao et al., ICLR 2022, appendix).
+Source: the recipe of DeiT (Touvron et al., ICML 2021, table 9), as AttMask section 4.3 uses it on CIFAR.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
-from torch import nn
 
+from lib.data.bank import bank
+from lib.data.loading import check_num_classes
+from lib.engine.log import read_log
+from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.features import accuracy, features_and_logits
-from lib.learning.supervised import Supervised, SupervisedConfig
-from lib.training import Learner, TrainingConfig, read_log, seeded, train
+from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.learning.optimizers import layerwise_optimizer
+from lib.learning.supervised import Classification, ClassificationConfig
+from lib.models import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneConfig(SupervisedConfig):
-    """Keys of the measurement ``finetune``; those of the network come from the run that is measured."""
+class FineTuneSettings(ClassificationConfig):
+    """Settings of the measurement ``finetune``."""
 
-    layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
+    FORMER = {"knn_k": [1], "depth": 0}
 
-    def __post_init__(self):
+    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_decay(self.layer_decay)
         if self.optimizer != "adamw":
             raise ValueError(f"optimizer: got {self.optimizer!r}, fine-tuning accepts adamw")
-
-
-def check_counts(config: TrainingConfig, *names: str) -> None:
-    """Keys that accept 1 or more."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: got {getattr(config, name)}, accepts 1 or more")
 
 
 def check_layer_decay(layer_decay: float) -> None:
@@ -41,74 +40,42 @@ def check_layer_decay(layer_decay: float) -> None:
         raise ValueError(f"layer_decay: got {layer_decay}, accepts a number in (0, 1]")
 
 
-class FineTuning(Supervised):
-    """``Supervised`` from a network that has learned something.
+class FineTuning(Classification):
+    """``Classification`` that starts from a pre-trained network, with a learning rate of its own for each layer."""
 
-    Args:
-        config: the recipe.
-        network: with a classifier of ``config.num_classes``; it is trained.
-    """
-
-    def __init__(self, config: FineTuneConfig, network: nn.Module):
-        super().__init__(config, 0, network)
+    config: FineTuneSettings
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return layerwise_optimizer(self.student, self.config.layer_decay)
 
 
-def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> torch.optim.Optimizer:
-    """AdamW whose rate falls by a factor from each of a timm network's layers to the one below it.
+class FineTune(FineTunedEvaluation, name="finetune"):
+    """Accuracy of the fine-tuned classifier in percent: ``finetune`` after the last epoch, ``finetune_best`` the best of all tested epochs."""
 
-    Args:
-        network: whose last layer has the full rate, or without a classifier of its own is one step below the heads.
-        decay: the factor.
-        heads: what was put on top of it, at the full rate.
-    """
-    groups = param_groups_layer_decay(network, weight_decay=1.0, layer_decay=decay)
-    if heads:
-        last = max(group["lr_scale"] for group in groups)  # parts that learn nothing may have been the last layers
-        for group in groups:
-            group["lr_scale"] *= decay / last
-    for head in heads:
-        parameters = [p for p in head.parameters() if p.requires_grad]
-        groups += [
-            {"params": [p for p in parameters if (p.ndim > 1) == bool(wd)], "weight_decay": wd, "lr_scale": 1.0} for wd in (0.0, 1.0)
-        ]
-    for group in groups:
-        group["decays"] = group["weight_decay"] > 0
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+    settings: FineTuneSettings
+    Settings = FineTuneSettings
+    learner_class = FineTuning
 
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        settings = self.settings
+        options: dict[str, Any] = dict(root=root, device=device, progress=progress)
+        train = bank(settings.data, "train", settings.canvas, fraction=settings.fraction, **options)
+        test = bank(settings.data, "validation", settings.canvas, **options)
+        check_num_classes(settings.num_classes, settings.data, train.labels)
+        return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
 
-def trained_from(network: nn.Module, kind: type[Learner], source, config: TrainingConfig, folder: str | Path, **options) -> Learner | None:
-    """A learner of a kind that is made from (configuration, network), trained; None when the budget ended first. Options are ``train``'s."""
-    with seeded(config.seed):
-        learner = kind(config, network).to(next(network.parameters()).device)
-    return learner if train(learner, source, config, folder, **options) else None
+    def options(self) -> dict[str, Any]:
+        return super().options() | dict(num_classes=self.settings.num_classes, drop_rate=self.settings.dropout)
 
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
+        settings = self.settings
 
-def fine_tune(
-    network: nn.Module, source, test, config: FineTuneConfig, folder: str | Path, *, budget: float | None = None, progress: bool = True
-) -> dict[str, float] | None:
-    """Train a classifier from a network's weights, and test it.
+        def evaluate(classifier: Any, epoch: int) -> dict[str, float]:
+            _, labels, logits = features_and_logits(classifier, inputs.test, size=settings.eval_size, crop=settings.eval_crop)
+            return accuracy(logits, labels)
 
-    Args:
-        network: with a classifier of ``config.num_classes``; it is trained.
-        source, test: a ``lib.data.Bank`` or ``Stream`` to train and to test on.
-        config: the recipe.
-        folder: of the log and the checkpoint; a folder with a checkpoint is resumed.
-        budget: seconds after which to stop with a checkpoint; None never stops.
-        progress: show a bar.
-
-    Returns:
-        ``finetune``, the accuracy after the last epoch in percent, and ``finetune_best``, the best of the epochs after which it was tested;
-        None when the budget ended first.
-    """
-
-    def evaluate(classifier: nn.Module, epoch: int) -> dict[str, float]:
-        _, labels, logits = features_and_logits(classifier, test, size=config.eval_size, crop=config.eval_crop)
-        return accuracy(logits, labels)
-
-    if trained_from(network, FineTuning, source, config, folder, budget=budget, evaluate=evaluate, progress=progress) is None:
-        return None
-    curve = [line["accuracy"] for line in read_log(folder) if "accuracy" in line and line["epoch"] > 0]
-    return {"finetune": curve[-1], "finetune_best": max(curve)}
+        if self.trained(network, inputs, context, evaluate=evaluate, evaluation_epochs=settings.knn_epochs) is None:
+            return None
+        assert context.folder is not None  # checked by trained()
+        curve = [line["accuracy"] for line in read_log(context.folder) if "accuracy" in line and line["epoch"] > 0]
+        return {"finetune": curve[-1], "finetune_best": max(curve)}

@@ -1,23 +1,29 @@
-"""The weighted k-nearest-neighbour classifier of DINO, on all training images or on a few examples of each class.
+"""The weighted k-nearest-neighbour classifier of DINO, with all training images or with a few examples of each class.
 
 Source: DINO section 4.2.1 (after Wu et al., CVPR 2018); few examples: AttMask section 4.3 and appendix.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib.evaluation.features import pooled_features
+from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.features import Labelled, pooled_features
+from lib.evaluation.frozen import ProbeEvaluation, ProbeSettings
+from lib.models import Model
 
-FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples a class -> k
-DRAWS = 5  # disjoint draws of few examples
+FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples of each class -> k
+DRAWS = 5  # disjoint draws of the few examples
 BLOCK_ELEMENTS = 2**24  # similarities held at a time: 128 MiB in float64
 
 
 def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20, temperature: float = 0.07, num_classes: int) -> Tensor:
     """Rank classes by the votes exp(cosine / temperature) of the k nearest training vectors.
 
-    Exact, in blocks of bounded memory. Equal similarities go to the lower training index, equal votes to the lower class.
+    The search is exact and uses blocks of bounded memory. Of equal similarities the lower training index comes first, of equal votes the
+    lower class.
 
     Args:
         train_x: Float[M, D], not necessarily normalised.
@@ -31,7 +37,7 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
         Long[Q, min(5, C)], classes by falling vote.
 
     Raises:
-        ValueError: an empty bank, shapes that do not fit, or an argument out of range.
+        ValueError: no training vector, shapes that do not fit, or an argument out of range.
     """
     if train_x.ndim != 2 or not len(train_x):
         raise ValueError(f"train_x: got shape {tuple(train_x.shape)}, accepts [M, D] with M >= 1")
@@ -52,7 +58,7 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
     predictions = []
     for query in test_x.split(queries):
         similarity, index = _nearest(train_x, query, k, rows)
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the common factor changes no order
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # a common factor does not change the order
         votes = torch.zeros(len(query), num_classes, dtype=weights.dtype, device=weights.device)
         votes.scatter_add_(1, train_y[index], weights)
         predictions.append(votes.argsort(dim=1, descending=True, stable=True)[:, :5])
@@ -62,14 +68,14 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
 
 
 def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Cosines Float[q, k], falling, and indices Long[q, k] of the k nearest rows; equal ones by rising index."""
+    """Falling cosines Float[q, k] and indices Long[q, k] of the k nearest rows; rows of equal cosine by rising index."""
     best = torch.empty(len(query), 0, dtype=query.dtype, device=query.device)
     index = torch.empty(len(query), 0, dtype=torch.int64, device=query.device)
     for start in range(0, len(train_x), rows):
         block = F.normalize(train_x[start : start + rows].double(), dim=1)
-        # Rounded, so that copies of a vector are equally near whatever the order of a matrix product's sums.
+        # Rounded, so that copies of a vector have the same cosine, independent of the order of summation in the matrix product.
         values, places = stable_topk((query @ block.T).round_(decimals=12), min(k, len(block)))
-        # Earlier blocks come first, so a stable sort leaves ties in the order of their index.
+        # Earlier blocks come first, so a stable sort keeps ties in the order of their index.
         values, order = torch.cat([best, values], 1).sort(dim=1, descending=True, stable=True)
         index = torch.cat([index, places + start], 1).gather(1, order)[:, :k]
         best = values[:, :k]
@@ -77,17 +83,17 @@ def _nearest(train_x: Tensor, query: Tensor, k: int, rows: int) -> tuple[Tensor,
 
 
 def stable_topk(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """``topk`` with equal values by rising index; ``topk`` itself promises no order among them."""
+    """``topk`` with equal values by rising index; ``topk`` itself guarantees no order of equal values."""
     values, places = similarity.topk(k, dim=1)
     places = places.sort(1)[0]
     values, order = similarity.gather(1, places).sort(dim=1, descending=True, stable=True)
     places = places.gather(1, order)
-    # Where the k-th value stands more often than it was taken, topk may have taken the wrong ones: sort those rows in full.
+    # If the k-th value occurs more often than topk returned it, these may be the wrong indices: sort such rows completely.
     last = values[:, -1:]
-    torn = (similarity == last).sum(1) > (values == last).sum(1)
-    if torn.any():
-        full, order = similarity[torn].sort(dim=1, descending=True, stable=True)
-        values[torn], places[torn] = full[:, :k], order[:, :k]
+    ambiguous = (similarity == last).sum(1) > (values == last).sum(1)
+    if ambiguous.any():
+        ordered, order = similarity[ambiguous].sort(dim=1, descending=True, stable=True)
+        values[ambiguous], places[ambiguous] = ordered[:, :k], order[:, :k]
     return values, places
 
 
@@ -108,10 +114,11 @@ def few_example_accuracy(
     examples: int,
     k: int,
     num_classes: int,
+    temperature: float = 0.07,
     draws: int = DRAWS,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Top-1 accuracy in percent with ``examples`` training images a class, mean over disjoint random draws.
+    """Top-1 accuracy in percent with ``examples`` training images of each class, mean over disjoint random draws.
 
     Raises:
         ValueError: a class with fewer than ``draws * examples`` images.
@@ -125,49 +132,44 @@ def few_example_accuracy(
         )
     accuracies = []
     for draw in range(draws):
-        chosen = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])
-        accuracies.append(knn_accuracy(train_x[chosen], train_y[chosen], test_x, test_y, k=k, num_classes=num_classes))
+        indices = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])
+        train = train_x[indices], train_y[indices]
+        accuracies.append(knn_accuracy(*train, test_x, test_y, k=k, num_classes=num_classes, temperature=temperature))
     return sum(accuracies) / draws
 
 
 def evaluate_knn(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, neighbours: list[int], num_classes: int, few: bool = False
+    train: Labelled, test: Labelled, *, neighbours: list[int], num_classes: int, few: bool = False, temperature: float = 0.07
 ) -> dict[str, float]:
-    """``{"knn_10": percent, …}`` for each k, their best as ``"knn"``, and with ``few`` also ``"knn_nu1"`` and so on.
-
-    Args:
-        train, test: (features, labels).
-        neighbours: the values of k.
-        num_classes: C.
-        few: also classify from few examples, for as many of ``FEW_EXAMPLES`` as the classes have images.
+    """Top-1 accuracy in percent for each number of neighbours (``"knn_10"``, …) and their maximum, ``"knn"``. With ``few`` also from few
+    examples of each class (``"knn_nu1"``, …), for those of ``FEW_EXAMPLES`` for which every class has enough images.
     """
-    figures = {f"knn_{k}": knn_accuracy(*train, *test, k=k, num_classes=num_classes) for k in neighbours}
+    figures = {f"knn_{k}": knn_accuracy(*train, *test, k=k, num_classes=num_classes, temperature=temperature) for k in neighbours}
     figures["knn"] = max(figures.values())
     smallest = int(train[1].bincount(minlength=num_classes).min())
     for examples, k in FEW_EXAMPLES.items() if few else ():
         if DRAWS * examples <= smallest:
             generator = torch.Generator().manual_seed(examples)
             figures[f"knn_nu{examples}"] = few_example_accuracy(
-                *train, *test, examples=examples, k=k, num_classes=num_classes, generator=generator
+                *train, *test, examples=examples, k=k, num_classes=num_classes, temperature=temperature, generator=generator
             )
     return figures
 
 
-def measure_knn(
-    network: nn.Module, untrained: nn.Module, source, *, train, size: int, crop: float, neighbours: list[int], progress: bool = False
-) -> dict[str, float]:
-    """``evaluate_knn`` with few examples too, of a network and, with ``untrained_`` before them, of the one from which it started.
+@dataclass(frozen=True, kw_only=True)
+class KnnSettings(ProbeSettings):
+    """Settings of the measurement ``knn``."""
 
-    Args:
-        network, untrained: the trained network and the one from which it started.
-        source, train: a ``lib.data.Bank`` or ``Stream`` to test and to vote.
-        size, crop: as of ``pooled_features``.
-        neighbours: the values of k.
-        progress: show bars.
-    """
-    figures = {}
-    for prefix, net in (("", network), ("untrained_", untrained)):
-        seen = [pooled_features(net, images, size=size, crop=crop, progress=progress) for images in (train, source)]
-        found = evaluate_knn(*seen, neighbours=neighbours, num_classes=int(train.labels.max()) + 1, few=True)
-        figures |= {prefix + name: value for name, value in found.items()}
-    return {name: round(value, 3) for name, value in figures.items()}
+    neighbours: list[int]  # the values of k
+    temperature: float = 0.07  # of the votes
+
+
+class Knn(ProbeEvaluation, name="knn"):
+    """``evaluate_knn`` of the pooled vectors, also from few examples."""
+
+    Settings = KnnSettings
+
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        train, test = (pooled_features(network, images, progress=context.progress, **self.view()) for images in (inputs.train, inputs.test))
+        classes, settings = int(inputs.train.labels.max()) + 1, self.settings
+        return evaluate_knn(train, test, neighbours=settings.neighbours, num_classes=classes, few=True, temperature=settings.temperature)

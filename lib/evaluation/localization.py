@@ -7,14 +7,22 @@ boxes of all binarisations of a map come from two component trees (``lib.evaluat
 that of the holes in it.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lib.data.bank import Stream
+from lib.data.dataset import Dataset
 from lib.data.views import center_view
+from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.components import FORWARD_4, FORWARD_8, THRESHOLDS, component_boxes
+from lib.evaluation.frozen import ViewEvaluation, ViewSettings
 from lib.evaluation.objects import true_objects
 
 CONTOURS = ("all", "largest")
@@ -236,7 +244,9 @@ def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def localization_maps(network: nn.Module, source, *, size: int, crop: float | None = 1.0, batch_size: int = 128) -> dict[str, Tensor]:
+def localization_maps(
+    network: nn.Module, source: Dataset, *, size: int, crop: float | None = 1.0, batch_size: int = 128
+) -> dict[str, Tensor]:
     """Where a network looks, for every image.
 
     Args:
@@ -284,33 +294,57 @@ def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
     return (maps * cover).sum((1, 2)) / maps.sum((1, 2))
 
 
-def measure_localization(
-    network: nn.Module, untrained: nn.Module, source, *, size: int, crop: float | None = 1.0, box_size: int = 224, progress: bool = False
-) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class LocalizationSettings(ViewSettings):
+    """Settings of the measurement ``localization``."""
+
+    box_size: int  # pixels a side at which maps and boxes are compared
+
+
+class ObjectSet(NamedTuple):
+    """Images with one or more objects in each, M of them.
+
+    images: the images; boxes: M tensors [n_i, 4]; objects: Float[M, S, S], 1 on an object, of the masks where there are masks, else of the
+    boxes; areas: ``box_area`` and, where there are masks, ``mask_area``, the part of the images that they cover, in percent.
+    """
+
+    images: Stream
+    boxes: list[Tensor]
+    objects: Tensor
+    areas: dict[str, float]
+
+
+class Localization(ViewEvaluation, name="localization"):
     """MaxBoxAccV2 of a network's maps and the share of its attention that lies on the objects, in percent.
 
-    Args:
-        network, untrained: the trained network and the one from which it started.
-        source: as in ``true_objects``, with one or more objects in every image.
-        size, crop: as in ``localization_maps``.
-        box_size: pixels a side at which maps and boxes are compared.
-        progress: show bars.
-
-    Returns:
-        ``attention_maxbox``, ``cam_maxbox`` (the mean over IoU levels; ``…_30`` and so on are single levels) and
-        ``attention_mass``, the same with ``untrained_`` before them, ``whole_image_maxbox``, ``centred_box_maxbox``,
-        ``box_area`` (what evenly spread attention has inside the boxes), and ``images``, their number. Where there are masks,
-        ``attention_mass`` is what lies inside these and not inside the boxes, and ``mask_area`` what even attention has there.
+    Figures: ``attention_maxbox``, ``cam_maxbox`` (the mean over IoU levels; ``…_30`` and so on are single levels), ``attention_mass``;
+    ``whole_image_maxbox``, ``centred_box_maxbox``, of boxes that look at nothing; ``box_area`` and ``mask_area``, which evenly spread attention
+    has inside the boxes and masks; ``images``, their number. Where there are masks, ``attention_mass`` is what lies inside these.
     """
-    boxes, inside = true_objects(source, crop=crop, size=box_size)
-    figures = {"images": float(len(boxes)), **{name: 100 * cover.mean().item() for name, cover in inside.items()}}
-    objects = inside.get("mask_area", inside["box_area"])
-    for name, trivial in trivial_accuracy(boxes, image_size=box_size).items():
-        figures[f"{name.replace(' ', '_')}_maxbox"] = trivial["mean"]
-    for prefix, net in (("", network), ("untrained_", untrained)):
-        for name, maps in localization_maps(net, source, size=size, crop=crop).items():
-            for level, value in max_box_accuracy(maps, boxes, image_size=box_size, progress=progress).items():
-                figures[f"{prefix}{name}_maxbox" + ("" if level == "mean" else f"_{100 * level:.0f}")] = value
+
+    Settings = LocalizationSettings
+    once = ("images", "box_area", "mask_area", "whole_image_maxbox", "centred_box_maxbox")
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        """``test`` is an ``ObjectSet``."""
+        images, left_out = self.test_stream(root=root, device=device, progress=progress, boxed=True)
+        return Inputs(self.objects_in(images), fingerprints={"test": images.fingerprint}, left_out=left_out)
+
+    def objects_in(self, images: Stream) -> ObjectSet:
+        """The objects of images whose table has ``boxes``, ``mask`` or both."""
+        boxes, inside = true_objects(images, crop=self.view()["crop"], size=self.settings.box_size)
+        areas = {name: 100 * cover.mean().item() for name, cover in inside.items()}
+        return ObjectSet(images, boxes, inside.get("mask_area", inside["box_area"]), areas)
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        images, boxes, objects, areas = inputs.test
+        pixels = self.settings.box_size
+        figures = {"images": float(len(boxes)), **areas}
+        for name, trivial in trivial_accuracy(boxes, image_size=pixels).items():
+            figures[f"{name.replace(' ', '_')}_maxbox"] = trivial["mean"]
+        for name, maps in localization_maps(network, images, **self.view()).items():
+            for level, value in max_box_accuracy(maps, boxes, image_size=pixels, progress=context.progress).items():
+                figures[f"{name}_maxbox" + ("" if level == "mean" else f"_{100 * level:.0f}")] = value
             if name == "attention":
-                figures[f"{prefix}attention_mass"] = 100 * attention_mass(maps, objects).mean().item()
-    return {name: round(value, 3) for name, value in figures.items()}
+                figures["attention_mass"] = 100 * attention_mass(maps, objects).mean().item()
+        return figures

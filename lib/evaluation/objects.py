@@ -1,55 +1,57 @@
-"""Where the objects are in what a network sees of an image, known from boxes or masks of the whole image."""
+"""Where the objects are in the view that a network sees, computed from boxes or masks of the whole image."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lib.data.whole import read_mask
+from lib.data.bank import Stream
+from lib.data.reading import encoded, read_mask
 
 
-def true_objects(source, *, crop: float | None = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Where the objects are in every image's centre view, or in the whole image squeezed onto a square.
+def true_objects(source: Stream, *, crop: float | None = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Where the objects are in the centre view of every image, or in the whole image squeezed onto a square.
 
     Args:
-        source: a ``lib.data.Stream`` of M images whose table has ``boxes``, ``mask`` or both. Without boxes, an object's box is
-            the extent of its number in the mask.
+        source: M images whose table has ``boxes``, ``mask`` or both. Without boxes, the box of an object encloses the pixels that have its
+            number in the mask.
         crop: part of the shorter side that the centre view cuts out; None squeezes the whole image.
         size: pixels a side.
 
     Returns:
-        M tensors [n_i, 4], the boxes, cut at the view's edges, ends included; and Float[M, size, size] in [0, 1], 1 on an
-        object: ``"box_area"`` inside the boxes and, where there are masks, ``"mask_area"`` inside these.
+        M tensors [n_i, 4], the boxes, cut at the edges of the view, ends included; and maps Float[M, size, size] in [0, 1] that are 1 on
+        an object: ``"box_area"`` inside the boxes and, if there are masks, ``"mask_area"`` inside the masks.
 
     Raises:
-        ValueError: neither boxes nor masks, or a mask that is missing, damaged or not of its image's size, named.
+        ValueError: neither boxes nor masks, or a mask that is missing, damaged or not of the size of its image; the message names it.
     """
     columns = source.table.column_names
     if not {"boxes", "mask"} & set(columns):
         raise ValueError(f"source: got the columns {', '.join(columns)}, accepts boxes, mask or both")
     sizes = torch.cat([sizes for _, sizes, _ in source.batches(torch.arange(len(source)).split(512))]).cpu()
-    inside, extents = {}, []
+    areas, boxes = {}, []
     if "mask" in columns:
-        shown = []
-        for row, original in zip(source.table["mask"].to_pylist(), sizes.tolist()):
-            mask = read_mask(row)
-            if list(mask.shape) != original:
-                raise ValueError(f"{row['path']}: got a mask of {tuple(mask.shape)}, accepts {tuple(original)}, its image's size")
-            shown.append(_mask_in_view(mask > 0, crop, size))
-            extents.append(_extents(mask))
-        inside["mask_area"] = torch.stack(shown)
+        masks = []
+        for row, (height, width) in enumerate(sizes.tolist()):
+            mask = read_mask(encoded(source.table, row, "mask"), (height, width))
+            masks.append(_mask_in_view(mask > 0, crop, size))
+            boxes.append(_extents(mask))
+        areas["mask_area"] = torch.stack(masks)
     if "boxes" in columns:
-        extents = [torch.tensor(boxes) for boxes in source.table["boxes"].to_pylist()]
-    seen = [_moved(boxes, original, crop, size) for boxes, original in zip(extents, sizes)]
-    inside["box_area"] = torch.stack([_cover(boxes, size) for boxes in seen])
-    return [boxes.clamp(0, size - 1) for boxes in seen], inside
+        boxes = [torch.tensor(of_image) for of_image in source.table["boxes"].to_pylist()]
+    uncut = [_moved(of_image, original, crop, size) for of_image, original in zip(boxes, sizes)]
+    areas["box_area"] = torch.stack([_cover(of_image, size) for of_image in uncut])
+    return [of_image.clamp(0, size - 1) for of_image in uncut], areas
 
 
 def boxes_in_view(boxes: Tensor, original: Tensor, crop: float | None, size: int) -> Tensor:
-    """Boxes [n, 4] of an image of (height, width) ``original`` as its view at ``size`` pixels shows them, cut at the edges; crop as above."""
+    """Boxes [n, 4] of an image of (height, width) ``original``, in pixels of its view and cut at its edges; crop and size as above."""
     return _moved(boxes, original, crop, size).clamp(0, size - 1)
 
 
-def _window(height: int, width: int, crop: float | None) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of what is seen of an image, in its pixels."""
+def _window(size: Sequence[int] | Tensor, crop: float | None) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of the visible part of an image, in its pixels."""
+    height, width = map(int, size)
     if crop is None:
         return 0.0, 0.0, float(width), float(height)
     side = min(height, width) * crop
@@ -58,7 +60,7 @@ def _window(height: int, width: int, crop: float | None) -> tuple[float, float, 
 
 def _moved(boxes: Tensor, original: Tensor, crop: float | None, size: int) -> Tensor:
     """As ``boxes_in_view``, not cut."""
-    left, top, width, height = _window(*original.tolist(), crop)
+    left, top, width, height = _window(original, crop)
     return (boxes - torch.tensor([left, top] * 2)) * torch.tensor([size / width, size / height] * 2)
 
 
@@ -71,8 +73,8 @@ def _cover(boxes: Tensor, size: int) -> Tensor:
 
 
 def _mask_in_view(mask: Tensor, crop: float | None, size: int) -> Tensor:
-    """Bool[H, W] of an image as its view shows it, Float[size, size]; a pixel takes what lies at its centre."""
-    left, top, width, height = _window(*mask.shape, crop)
+    """A mask Bool[H, W] of an image in its view, Float[size, size]; a pixel takes the value at its centre."""
+    left, top, width, height = _window(mask.shape, crop)
     places = torch.arange(size) + 0.5
     rows, columns = top + places * (height / size), left + places * (width / size)
     return mask[rows.long()][:, columns.long()].float()

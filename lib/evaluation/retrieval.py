@@ -3,7 +3,9 @@
 Source: Radenovic et al., "Revisiting Oxford and Paris: Large-Scale Image Retrieval Benchmarking", CVPR 2018, section 3.
 """
 
+from dataclasses import dataclass, field
 from itertools import groupby, islice
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -11,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.data.revisited import KINDS, Retrieval
-from lib.data.whole import fitted, whole_images
+from lib.data.fingerprint import fingerprint
+from lib.data.full_resolution import full_images
+from lib.data.reading import fitted
+from lib.data.retrieval import KINDS, RetrievalSet, load_retrieval
+from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
+from lib.keys import Keys
 
 # protocol -> (what counts as found, what is left out of the ranking)
 PROTOCOLS = {
@@ -21,7 +27,7 @@ PROTOCOLS = {
     "hard": (("hard",), ("junk", "easy")),
 }
 PRECISION_AT = (1, 5, 10)
-SCALES = (1.0, 2**-0.5, 0.5)
+SCALES = (1.0, 0.7071, 0.5)
 
 
 def revisited_map(ranks: Tensor, ground_truth: list[dict], *, protocol: str = "easy") -> float:
@@ -110,7 +116,7 @@ def rank(queries: Tensor, database: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def whole_descriptors(
+def image_descriptors(
     network: nn.Module, table: pa.Table, *, longest: int, patch_size: int, scales=SCALES, batch_size: int = 16, progress: bool = False
 ) -> tuple[Tensor, list[int]]:
     """Multi-scale descriptors of whole images: the sum of the normalised pooled vectors of an image at several sizes, normalised.
@@ -136,22 +142,22 @@ def whole_descriptors(
     sides = [max(1, round(longest * scale)) for scale in scales]
     options = dict(longest=max(sides), multiple=patch_size, device=next(network.parameters()).device)
     rows, found = [], []
-    for size, wholes in groupby(whole_images(table, title="descriptors" if progress else None, **options), key=lambda whole: whole.size):
-        while batch := list(islice(wholes, batch_size)):
-            largest = torch.cat([whole.view for whole in batch])  # [B, 3, h, w]
+    for size, images in groupby(full_images(table, title="descriptors" if progress else None, **options), key=lambda image: image.size):
+        while batch := list(islice(images, batch_size)):
+            largest = torch.cat([image.view for image in batch])  # [B, 3, h, w]
             total = 0
             for side in sides:
                 seen = fitted(size, longest=side, multiple=patch_size)
                 view = largest if side == max(sides) else F.interpolate(largest, size=seen, mode="bilinear")
                 total = total + F.normalize(network.features(view).cls.float(), dim=1)
-            rows += [whole.row for whole in batch]
+            rows += [image.row for image in batch]
             found.append(F.normalize(total, dim=1))
     if not found:
         raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
     return torch.cat(found), rows
 
 
-class Retrieved(NamedTuple):
+class RetrievalAnswer(NamedTuple):
     """Answers of a network, of the images that could be read.
 
     ranks: Long[n_db, n_q], for each query the images of the database from the nearest on; ground_truth: what it should have found,
@@ -164,18 +170,18 @@ class Retrieved(NamedTuple):
     queries: Tensor
 
 
-def retrieve(network: nn.Module, retrieval: Retrieval, **options) -> Retrieved:
+def retrieve(network: nn.Module, retrieval: RetrievalSet, **options) -> RetrievalAnswer:
     """Rank a database for every query.
 
     Args:
-        network, options: as of ``whole_descriptors``.
-        retrieval: see ``lib.data.revisited``. Images that cannot be read are left out of the ranking and of the ground truth.
+        network, options: as of ``image_descriptors``.
+        retrieval: see ``lib.data.retrieval``. Images that cannot be read are left out of the ranking and of the ground truth.
     """
-    database, kept = whole_descriptors(network, retrieval.database, **options)
-    queries, asked = whole_descriptors(network, retrieval.queries, **options)
+    database, kept = image_descriptors(network, retrieval.database, **options)
+    queries, asked = image_descriptors(network, retrieval.queries, **options)
     number = {row: place for place, row in enumerate(kept)}
     truth = [{kind: [number[row] for row in retrieval.ground_truth[query][kind] if row in number] for kind in KINDS} for query in asked]
-    return Retrieved(rank(queries, database).cpu(), truth, torch.tensor(kept), torch.tensor(asked))
+    return RetrievalAnswer(rank(queries, database).cpu(), truth, torch.tensor(kept), torch.tensor(asked))
 
 
 def revisited_figures(ranks: Tensor, ground_truth: list[dict]) -> dict[str, float]:
@@ -202,12 +208,12 @@ def revisited_figures(ranks: Tensor, ground_truth: list[dict]) -> dict[str, floa
 
 
 def retrieval_accuracy(
-    network: nn.Module, retrieval: Retrieval, *, longest: int, patch_size: int, scales=SCALES, progress: bool = False
+    network: nn.Module, retrieval: RetrievalSet, *, longest: int, patch_size: int, scales=SCALES, progress: bool = False
 ) -> dict[str, float]:
     """``revisited_figures`` of a network.
 
     Args:
-        network, longest, patch_size, scales, progress: as of ``whole_descriptors``.
+        network, longest, patch_size, scales, progress: as of ``image_descriptors``.
         retrieval: as of ``retrieve``.
 
     Returns:
@@ -218,12 +224,34 @@ def retrieval_accuracy(
     figures = revisited_figures(found.ranks, found.ground_truth)
     images, queries = len(found.database), len(found.queries)
     left_out = len(retrieval.database) + len(retrieval.queries) - images - queries
-    figures |= {"images": float(images), "queries": float(queries), "left_out": float(left_out)}
-    return {name: round(value, 3) for name, value in figures.items()}
+    return figures | {"images": float(images), "queries": float(queries), "left_out": float(left_out)}
 
 
-def measure_retrieval(network: nn.Module, untrained: nn.Module, retrieval: Retrieval, **options) -> dict[str, float]:
-    """``retrieval_accuracy`` of a network, and with ``untrained_`` before them the figures of the one from which it started."""
-    before = retrieval_accuracy(untrained, retrieval, **options)
-    figures = retrieval_accuracy(network, retrieval, **options)
-    return figures | {f"untrained_{name}": value for name, value in before.items() if name.startswith(tuple(PROTOCOLS))}
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings(Keys):
+    """Settings of the measurement ``retrieval``."""
+
+    data: str  # a card with queries and a database
+    longest: int  # pixels of the longer side at scale 1
+    patch_size: int  # pixels a side of the network's patches
+    scales: list[float] = field(default_factory=lambda: list(SCALES))  # factors of the size
+
+
+class ImageRetrieval(Evaluation, name="retrieval"):
+    """``retrieval_accuracy``."""
+
+    Settings = RetrievalSettings
+    once = ("images", "queries", "left_out")
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        """``test`` is a ``lib.data.retrieval.RetrievalSet``."""
+        test = load_retrieval(self.settings.data, root=root)
+        return Inputs(test, fingerprints={"database": fingerprint(test.database), "queries": fingerprint(test.queries)})
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        return retrieval_accuracy(network, inputs.test, progress=context.progress, **self.options)
+
+    @property
+    def options(self) -> dict:
+        """The settings as ``retrieve`` takes them."""
+        return {name: getattr(self.settings, name) for name in ("longest", "patch_size", "scales")}

@@ -13,18 +13,24 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from lib.data.pictures import VOID, PixelPictures
+from lib.data.loading import read_part, read_table
+from lib.data.segmentation import VOID, SemanticDataset
 from lib.data.views import normalise
-from lib.evaluation.finetune import check_counts, check_layer_decay, layerwise_optimizer, trained_from
+from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.finetune import check_layer_decay
+from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.learning.base import Learner, TrainingConfig
+from lib.learning.optimizers import layerwise_optimizer
 from lib.models.pyramid import SimplePyramid
-from lib.training import Learner, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig(TrainingConfig):
-    """Keys of the measurement ``segmentation``. ``canvas`` is the images' shorter side, ``train_size`` that of the crops, ``eval_size`` that of
+class SegmentationSettings(TrainingConfig):
+    """Settings of the measurement ``segmentation``. ``canvas`` is the images' shorter side, ``train_size`` that of the crops, ``eval_size`` that of
     the sliding window.
     """
+
+    FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
     num_classes: int
     void: int  # value of the masks' pixels that count nowhere; -1 is none
@@ -39,7 +45,7 @@ class SegmentationConfig(TrainingConfig):
             raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
         if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
             raise ValueError(f"resize: got {self.resize}, accepts two positive factors, the smaller one first")
-        check_counts(self, "num_classes", "width")
+        self.check_counts("num_classes", "width")
 
 
 class Segmenter(nn.Module):
@@ -68,7 +74,7 @@ class Segmentation(Learner):
         network: any of ``create_model``'s; it is trained.
     """
 
-    def __init__(self, config: SegmentationConfig, network: nn.Module):
+    def __init__(self, config: SegmentationSettings, network: nn.Module):
         super().__init__()
         self.config, size = config, config.train_size
         self.encoder = Segmenter(network, config.width, config.num_classes)
@@ -154,12 +160,12 @@ def segment(segmenter: nn.Module, image: Tensor, size: tuple[int, int], *, windo
     return F.interpolate(logits, size, mode="bilinear")[0].argmax(0)
 
 
-def mean_iou(segmenter: nn.Module, pictures: PixelPictures, *, window: int, progress: bool = False) -> dict[str, float]:
+def mean_iou(segmenter: nn.Module, dataset: SemanticDataset, *, window: int, progress: bool = False) -> dict[str, float]:
     """Mean over classes of the intersection of predicted and true pixels over their union, both counted over the whole test set.
 
     Args:
         segmenter: it is left in evaluation mode.
-        pictures: the test set.
+        dataset: the test set.
         window: as of ``segment``.
         progress: show a bar.
 
@@ -168,35 +174,37 @@ def mean_iou(segmenter: nn.Module, pictures: PixelPictures, *, window: int, prog
         could not be read, each named by a ``Damage`` warning.
     """
     segmenter.eval()
-    classes = pictures.num_classes
+    classes = dataset.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64)  # [true, predicted]
     images = 0
-    for image, size, truth in pictures.whole("segmentation" if progress else None):
+    for image, size, truth in dataset.intact("segmentation" if progress else None):
         images += 1
         predicted, counts = segment(segmenter, image, size, window=window), truth != VOID
         confusion += torch.bincount(truth[counts] * classes + predicted[counts], minlength=classes**2).view(classes, classes).cpu()
     if not confusion.sum():
-        raise ValueError(f"pictures: got {len(pictures)} without a pixel that counts, accepts at least one")
+        raise ValueError(f"dataset: got {len(dataset)} without a pixel that counts, accepts at least one")
     shared = confusion.diag().double()
     union = confusion.sum(0) + confusion.sum(1) - shared
     figures = {"miou": 100 * (shared / union)[union > 0].mean().item(), "pixel_accuracy": 100 * (shared.sum() / confusion.sum()).item()}
-    return figures | {"images": float(images), "left_out": float(len(pictures) - images)}
+    return figures | {"images": float(images), "left_out": float(len(dataset) - images)}
 
 
-def train_segmenter(
-    network: nn.Module,
-    source: PixelPictures,
-    test: PixelPictures,
-    config: SegmentationConfig,
-    folder: str | Path,
-    *,
-    budget: float | None = None,
-    progress: bool = True,
-) -> dict[str, float] | None:
-    """Train a segmenter from a network's weights, and test it after the last epoch; arguments as of ``train_detector``.
+class SemanticSegmentation(FineTunedEvaluation, name="segmentation"):
+    """``mean_iou`` of the segmenter that is trained from a network."""
 
-    Returns:
-        As ``mean_iou``; None when the budget ended first.
-    """
-    learner = trained_from(network, Segmentation, source, config, folder, budget=budget, progress=progress)
-    return None if learner is None else mean_iou(learner.encoder, test, window=config.eval_size, progress=progress)
+    Settings = SegmentationSettings
+    learner_class = Segmentation
+    once = ("images", "left_out")
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
+        options = dict(shortest=settings.canvas, void=settings.void, num_classes=settings.num_classes)
+        train = SemanticDataset(read_part(settings.data, f"{several}train", settings.fraction, root=root), device, **options)
+        test = SemanticDataset(read_table(settings.data, f"{several}validation", root=root), device, **options)
+        return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
+        learner = self.trained(network, inputs, context)
+        if learner is None:
+            return None
+        return mean_iou(learner.encoder, inputs.test, window=self.settings.eval_size, progress=context.progress)

@@ -7,6 +7,7 @@ Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.data.whole import Damage, read_mask, whole_images
+from lib.data.fingerprint import fingerprint
+from lib.data.full_resolution import full_images
+from lib.data.loading import read_table
+from lib.data.reading import Damage, encoded, read_mask
+from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
 from lib.evaluation.knn import stable_topk
+from lib.keys import Keys
 
 BOUND = 0.008  # tolerance of the boundaries, as a part of the image's diagonal
 BLOCK_ELEMENTS = 2**22  # similarities held at a time
@@ -95,7 +101,7 @@ def _carry(frame: Tensor, near: Tensor, known: Tensor, topk: int, radius: int, t
     return torch.cat(rows, 1)
 
 
-def segmentation(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def hard_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Soft labels Float[C, H, W] as the object of each pixel, Long[height, width].
 
     As DINO evaluates, enlarged bilinearly and each label stretched to [0, 1], of which the highest wins; but straight to ``size``,
@@ -138,11 +144,11 @@ def segment_videos(
         with warnings.catch_warnings():
             warnings.simplefilter("error", Damage)
             try:
-                wholes = list(whole_images(frames, shortest=shortest, multiple=patch_size, device=device))
+                images = list(full_images(frames, shortest=shortest, multiple=patch_size, device=device))
             except Damage as damage:
                 raise ValueError(str(damage).removesuffix("; left out")) from damage
-        masks = [read_mask(row) for row in frames["mask"].to_pylist()]
-        for column, sizes in (("image", [whole.size for whole in wholes]), ("mask", [tuple(mask.shape) for mask in masks])):
+        masks = [read_mask(encoded(frames, row, "mask")) for row in range(len(frames))]
+        for column, sizes in (("image", [image.size for image in images]), ("mask", [tuple(mask.shape) for mask in masks])):
             for row, size in enumerate(sizes):
                 if size != sizes[0]:
                     path = frames[column][row].as_py()["path"]
@@ -150,12 +156,12 @@ def segment_videos(
         masks = torch.stack(masks)
         objects = [number for number in masks[0].unique().tolist() if number]
         truth = sum(((masks == number) * (i + 1) for i, number in enumerate(objects)), torch.zeros_like(masks))
-        features = [network.features(whole.view) for whole in wholes]
+        features = [network.features(image.view) for image in images]
         grid = features[0].grid
         first = F.one_hot(truth[0], len(objects) + 1).permute(2, 0, 1).float()
         first = F.interpolate(first[None], grid, mode="nearest-exact")[0].to(device)
         soft = propagate_labels([found.patches[0].float() for found in features], first, grid, **options)
-        predicted = torch.stack([truth[0], *(segmentation(labels, truth.shape[1:]).cpu() for labels in soft[1:])])
+        predicted = torch.stack([truth[0], *(hard_labels(labels, truth.shape[1:]).cpu() for labels in soft[1:])])
         yield sequence, objects, predicted, truth
 
 
@@ -185,15 +191,7 @@ def video_accuracy(
     figures = {name: sum(values) / len(values) for name, values in scores.items()}
     for name in ("", "still_"):
         figures[f"{name}jf_mean"] = (figures[f"{name}j_mean"] + figures[f"{name}f_mean"]) / 2
-    figures["objects"] = float(len(scores["j_mean"]))
-    return {name: round(value, 3) for name, value in figures.items()}
-
-
-def measure_video(network: nn.Module, untrained: nn.Module, table: pa.Table, **options) -> dict[str, float]:
-    """``video_accuracy`` of a network, and with ``untrained_`` before them that of the one from which it started."""
-    before = video_accuracy(untrained, table, **options)
-    after = video_accuracy(network, table, **options)
-    return after | {f"untrained_{name}": before[name] for name in ("j_mean", "f_mean", "jf_mean")}
+    return figures | {"objects": float(len(scores["j_mean"]))}
 
 
 def save_masks(predicted: Tensor, objects: list[int], folder: str | Path) -> list[Path]:
@@ -286,3 +284,38 @@ def _dilate(mask: Tensor, radius: int) -> Tensor:
         row = counts[:, radius + 1 + reach :][:, :width] > counts[:, radius - reach :][:, :width]
         grown[max(0, down) : height + min(0, down)] |= row[max(0, -down) : height - max(0, down)]
     return grown
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings(Keys):
+    """Settings of the measurement ``video``."""
+
+    data: str  # a card in data_cards/
+    split: str  # of the videos
+    shortest: int  # pixels of the shorter side that the network sees
+    patch_size: int  # pixels a side of the network's patches
+    radius: int  # patches, of the square window in which neighbours are looked for
+    n_last: int  # frames before, beside the first
+    topk: int  # nearest patches
+    temperature: float = 0.1  # of their weights
+
+
+class VideoSegmentation(Evaluation, name="video"):
+    """``video_accuracy``."""
+
+    Settings = VideoSettings
+    once = ("still_j_mean", "still_f_mean", "still_jf_mean", "objects", "left_out")
+
+    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+        """``test`` is a table of frames with ``mask`` and ``sequence``."""
+        table = read_table(self.settings.data, self.settings.split, root=root)
+        return Inputs(table, fingerprints={"test": fingerprint(table)}, left_out=0)
+
+    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        return video_accuracy(network, inputs.test, progress=context.progress, **self.options)
+
+    @property
+    def options(self) -> dict:
+        """The settings as ``segment_videos`` takes them."""
+        names = ("shortest", "patch_size", "radius", "n_last", "topk", "temperature")
+        return {name: getattr(self.settings, name) for name in names}

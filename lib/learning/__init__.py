@@ -1,1 +1,1 @@
-"""Learning with labels, and without: by questions that images answer themselves."""
+"""Learning with labels, and without labels by pretext tasks."""

@@ -1,4 +1,4 @@
-"""Colours as a classifier sees them: CIE Lab, and the part of its ab plane that a screen can show, in bins.
+"""Colours for a classifier: CIE Lab, and bins over the part of its ab plane that a screen can show.
 
 Source: Zhang et al., "Colorful Image Colorization", ECCV 2016, section 2.1.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PITCH = 10  # of the bins, in units of a and b
-NEAREST, SIGMA = 5, 5.0  # bins among which a colour is shared, by a Gaussian of this width
+NEAREST, SIGMA = 5, 5.0  # each colour is shared among so many bins, by a Gaussian of this width
 
 # sRGB's primaries in CIE XYZ, over the white point D65
 _TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
@@ -27,10 +27,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def quantise(ab: Tensor) -> tuple[Tensor, Tensor]:
-    """The bin of every colour, and its share of the nearest bins.
-
-    Args:
-        ab: Float[..., 2].
+    """Bins of colours ab Float[..., 2].
 
     Returns:
         Long[...], the nearest bin of ``BINS``; Float[..., Q], the soft encoding (section 2.1): a Gaussian over the five nearest.
@@ -42,7 +39,7 @@ def quantise(ab: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _visible() -> Tensor:
-    """Centres Float[Q, 2] of the ab bins that hold a colour of 8-bit sRGB, row by row: 261, where the paper's list has 313."""
+    """Centres Float[Q, 2] of the ab bins that contain a colour of 8-bit sRGB, row by row: 261, while the paper's list has 313."""
     levels = torch.linspace(0, 1, 256)
     face = torch.cartesian_prod(levels, levels)  # the strongest colours lie on the faces of the cube
     faces = [face.new_full((len(face), 3), edge) for edge in (0.0, 1.0) for _ in range(3)]

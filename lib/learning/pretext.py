@@ -1,4 +1,4 @@
-"""Pretext tasks: questions about an image whose answers cost nothing, because they were taken out of the image before.
+"""Pretext tasks: questions about an image whose answers are known without labels, because they were removed from the image before.
 
 Rotation: Gidaris et al., ICLR 2018. Jigsaw: Noroozi and Favaro, ECCV 2016. Colorization: Zhang et al., ECCV 2016.
 """
@@ -12,32 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.data.views import View, denormalise, make_views, normalise
+from lib.learning.base import Learner, MethodConfig
 from lib.learning.colours import BINS, quantise, rgb_to_lab
 from lib.models import network_of
-from lib.training import Learner, TrainingConfig
 
 SIDE = 3  # of the puzzle, in tiles
 
 
 @dataclass(frozen=True, kw_only=True)
-class RotationConfig(TrainingConfig):
-    """Keys of a recipe entry with ``method: rotation``."""
+class PretextConfig(MethodConfig):
+    """Keys of a recipe entry with ``method: rotation``, and of every pretext task."""
 
     crop_scale: list[float]  # area of the random crop as a fraction of the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class JigsawConfig(TrainingConfig):
+class JigsawConfig(PretextConfig):
     """Keys of a recipe entry with ``method: jigsaw``."""
 
-    crop_scale: list[float]  # area of the random crop as a fraction of the image
-    grey: float  # probability of an image without colours, so that they do not give the answer away
+    grey: float  # probability that an image loses its colours, so that they do not reveal the answer
     cell_size: int  # pixels a side of each of the nine cells
-    tile_size: int  # pixels a side of the tile that is cut out of a cell, at a random place
-    permutations: int  # among which to tell
+    tile_size: int  # pixels a side of the tile that is cut from a random place in each cell
+    permutations: int  # number of classes
     hidden_dim: int  # of the classifier
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.tile_size <= self.cell_size or self.tile_size % self.patch_size:
             raise ValueError(
@@ -46,14 +45,13 @@ class JigsawConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorizationConfig(TrainingConfig):
+class ColorizationConfig(PretextConfig):
     """Keys of a recipe entry with ``method: colorization``."""
 
-    crop_scale: list[float]  # area of the random crop as a fraction of the image
     cells: int  # predicted colours a side of a patch; 2 in patches of 8 pixels are the paper's 4-pixel cells
-    rebalancing: float  # share of the uniform distribution in that of the colours by which the loss is weighted
+    rebalancing: float  # lambda: share of the uniform distribution in the distribution of colours that weights the loss
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells < 1 or self.patch_size % self.cells:
             raise ValueError(f"cells: got {self.cells}, accepts divisors of patch_size ({self.patch_size})")
@@ -62,127 +60,139 @@ class ColorizationConfig(TrainingConfig):
 
 
 class Pretext(Learner):
-    """An encoder that answers questions about random crops.
+    """A network that solves a pretext task on random crops.
 
     Args:
         config: the recipe.
-        size: pixels a side of the crops.
-        grey: probability that a crop loses its colours.
+        view: how a crop is made.
     """
 
-    answers = True
+    pretext = True
 
-    def __init__(self, config: TrainingConfig, size: int, *, grey: float = 0.0):
+    def __init__(self, config: PretextConfig, view: View):
         super().__init__()
-        self.config = config
+        self.config, self.view = config, view
         self.student = network_of(vars(config), drop_path_rate=config.drop_path)
-        self.view = View(size, tuple(config.crop_scale), jitter_probability=0.0, grey=grey)
 
     @property
     def encoder(self) -> nn.Module:
         return self.student
 
-    def crops(self, images: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:
-        """Float[B, 3, size, size], normalised."""
-        return make_views(images, [self.view], sizes=sizes, generator=generator)[0]
+    def crops(self, images: Tensor, sizes: Tensor, generator: torch.Generator, *, count: int = 1) -> Tensor:
+        """Float[count B, 3, size, size], normalised."""
+        return torch.cat(make_views(images, [self.view] * count, sizes=sizes, generator=generator))
 
 
-class Rotation(Pretext):
-    """By how many quarter turns was the image turned? Every image is shown in all four."""
+class Rotation(Pretext, method="rotation"):
+    """By how many quarter turns was the image turned? Every image appears in all four orientations."""
 
-    def __init__(self, config: RotationConfig, steps: int):
-        super().__init__(config, config.train_size)
+    Config = PretextConfig
+
+    def __init__(self, config: PretextConfig, steps: int):
+        super().__init__(config, View(config.train_size, config.crop_scale, jitter_probability=0.0, grey=0.0))
         self.head = nn.Linear(self.student.num_features, 4)
 
-    def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, targets: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         crops = self.crops(images, sizes, generator)
         turned = torch.cat([crops.rot90(times, (2, 3)) for times in range(4)])  # [4B, 3, S, S]
         turns = torch.arange(4, device=crops.device).repeat_interleave(len(crops))
         return _answers(self.head(self.student.features(turned).cls), turns)
 
 
-class Jigsaw(Pretext):
-    """In which order were the nine tiles of the image laid out? Each tile is seen alone; their vectors are joined in that order.
+class Jigsaw(Pretext, method="jigsaw"):
+    """In which order are the nine tiles of the image? The network sees each tile alone; the vectors are concatenated in that order.
 
-    Tiles are normalised one by one and cut out at random places of their cells, so that neither a common tint nor the continued
-    edges tell which were neighbours (section 3.2).
+    Tiles are normalised one by one and cut from random places in their cells, so that neither a common tint nor continued edges show which
+    tiles were neighbours (section 3.2).
     """
+
+    Config = JigsawConfig
+    config: JigsawConfig
+    orders: Tensor
 
     def __init__(self, config: JigsawConfig, steps: int):
-        super().__init__(config, SIDE * config.cell_size, grey=config.grey)
-        self.head = nn.Sequential(
-            nn.Linear(SIDE**2 * self.student.num_features, config.hidden_dim), nn.GELU(), nn.Linear(config.hidden_dim, config.permutations)
-        )
+        super().__init__(config, View(SIDE * config.cell_size, config.crop_scale, jitter_probability=0.0, grey=config.grey))
+        self.head = mlp(SIDE**2 * self.student.num_features, config.hidden_dim, config.permutations)
         self.register_buffer("orders", distant_permutations(config.permutations, SIDE**2))
 
-    def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, targets: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         crops = self.crops(images, sizes, generator)
         tiles = cut_tiles(crops, self.config.cell_size, self.config.tile_size, generator)  # [B, 9, 3, t, t]
-        chosen = torch.randint(len(self.orders), (len(crops),), generator=generator).to(crops.device)
-        shuffled = tiles[torch.arange(len(crops), device=crops.device)[:, None], self.orders[chosen]]
+        labels = torch.randint(len(self.orders), (len(crops),), generator=generator).to(crops.device)
+        shuffled = tiles[torch.arange(len(crops), device=crops.device)[:, None], self.orders[labels]]
         vectors = self.student.features(shuffled.flatten(0, 1)).cls.unflatten(0, (len(crops), -1))  # [B, 9, D]
-        return _answers(self.head(vectors.flatten(1)), chosen)
+        return _answers(self.head(vectors.flatten(1)), labels)
 
 
-class Colorization(Pretext):
-    """Which colours has the grey image? One of the quantised ab bins for each cell of a patch, from the patch and the pooled vector.
+class Colorization(Pretext, method="colorization"):
+    """Which colours does the grey image have? For each cell of a patch, one of the quantised ab bins, from the patch and the pooled vector.
 
-    The loss weights colours by (1 - lambda) p + lambda / Q to the power of -1 (eq. 4), so that greyish ones do not drown all others;
-    p is the distribution in all images seen so far, where the paper counts ImageNet's beforehand and smooths it. Answers are
-    counted with the same weights. The encoder sees lightness alone in training, in all three channels.
+    The loss weights colours by ((1 - lambda) p + lambda / Q)^-1 (eq. 4), so that greyish colours do not dominate; p is the distribution in all
+    images so far, while the paper counts it in ImageNet beforehand and smooths it. Accuracy has the same weights. In training, all three
+    channels of the network's input are the lightness.
     """
 
+    Config = ColorizationConfig
+    config: ColorizationConfig
+    counts: Tensor
+
     def __init__(self, config: ColorizationConfig, steps: int):
-        super().__init__(config, config.train_size)
+        super().__init__(config, View(config.train_size, config.crop_scale, jitter_probability=0.0, grey=0.0))
         self.head = nn.Linear(self.student.num_features, config.cells**2 * len(BINS))
         self.register_buffer("counts", torch.zeros(len(BINS)))
 
-    def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, targets: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         crops = self.crops(images, sizes, generator)
         lab = rgb_to_lab(denormalise(crops))
-        seen = self.student.features(normalise((lab[:, :1] / 100).expand(-1, 3, -1, -1)))
-        height, width = seen.grid[0] * self.config.cells, seen.grid[1] * self.config.cells
+        features = self.student.features(normalise((lab[:, :1] / 100).expand(-1, 3, -1, -1)))
+        height, width = (side * self.config.cells for side in features.grid)
         bins, soft = quantise(F.adaptive_avg_pool2d(lab[:, 1:], (height, width)).permute(0, 2, 3, 1))  # [B, h, w], [B, h, w, Q]
         if self.training:
             self.counts += soft.detach().flatten(0, 2).sum(0)
-        logits = self.head(seen.patches + seen.cls[:, None])  # [B, N, cells cells Q]
-        logits = logits.view(len(crops), *seen.grid, self.config.cells, self.config.cells, -1).transpose(2, 3)
+        logits = self.head(features.patches + features.cls[:, None])  # [B, N, cells cells Q]
+        logits = logits.view(len(crops), *features.grid, self.config.cells, self.config.cells, -1).transpose(2, 3)
         logits = logits.reshape(*bins.shape, -1)  # [B, h, w, Q]
         weights = self.weights()[bins]
         entropy = F.cross_entropy(logits.flatten(0, 2), soft.flatten(0, 2), reduction="none").view_as(weights)
         right = ((logits.argmax(-1) == bins) * weights).sum() / weights.sum()
-        guess = torch.zeros_like(self.counts).index_add_(0, bins.flatten(), weights.flatten()).max() / weights.sum()
-        return {"loss": (weights * entropy).mean(), "right": right, "guess": guess}
+        chance = torch.zeros_like(self.counts).index_add_(0, bins.flatten(), weights.flatten()).max() / weights.sum()
+        return {"loss": (weights * entropy).mean(), "right": right, "chance": chance}
 
     def weights(self) -> Tensor:
-        """Float[Q], of the mean 1 over the colours seen so far."""
+        """Float[Q], with mean 1 over the colours so far."""
         share = self.counts / self.counts.sum() if self.counts.sum() > 0 else torch.full_like(self.counts, 1 / len(BINS))
         weights = 1 / ((1 - self.config.rebalancing) * share + self.config.rebalancing / len(BINS))
         return weights / (share * weights).sum()
 
 
 def distant_permutations(count: int, tiles: int) -> Tensor:
-    """Permutations that differ in as many places as possible, Long[count, tiles]: from the identity on, always the one of the
-    largest Hamming distance from all before it together, the first of equal ones (Noroozi and Favaro, algorithm 1, which starts at a
-    random one).
+    """Permutations that differ in as many places as possible, Long[count, tiles].
+
+    The first is the identity. Each of the others has the largest sum of Hamming distances to all before it; of equal ones, the first is taken
+    (Noroozi and Favaro, algorithm 1, which starts at a random permutation).
 
     Raises:
-        ValueError: more than there are.
+        ValueError: fewer than 2, or more permutations than exist.
     """
     every = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
     if not 2 <= count <= len(every):
         raise ValueError(f"count: got {count}, {tiles} tiles accept 2 to {len(every)}")
     distances = np.zeros(len(every), dtype=np.int64)
-    chosen = [0]
-    while len(chosen) < count:
-        distances += (every != every[chosen[-1]]).sum(1)
-        distances[chosen[-1]] = np.iinfo(np.int64).min // 2
-        chosen.append(int(distances.argmax()))
-    return torch.from_numpy(every[chosen]).long()
+    rows = [0]
+    while len(rows) < count:
+        distances += (every != every[rows[-1]]).sum(1)
+        distances[rows[-1]] = np.iinfo(np.int64).min // 2
+        rows.append(int(distances.argmax()))
+    return torch.from_numpy(every[rows]).long()
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Two linear layers with GELU between them."""
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
 
 def cut_tiles(crops: Tensor, cell: int, tile: int, generator: torch.Generator) -> Tensor:
-    """A tile from a random place of every cell, each of mean 0 and standard deviation 1 a channel.
+    """A tile from a random place in every cell; each channel of a tile has mean 0 and standard deviation 1.
 
     Args:
         crops: Float[B, 3, k cell, k cell].
@@ -203,4 +213,4 @@ def cut_tiles(crops: Tensor, cell: int, tile: int, generator: torch.Generator) -
 
 def _answers(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
     right = (logits.argmax(1) == truth).float().mean()
-    return {"loss": F.cross_entropy(logits, truth), "right": right, "guess": right.new_tensor(1 / logits.shape[1])}
+    return {"loss": F.cross_entropy(logits, truth), "right": right, "chance": right.new_tensor(1 / logits.shape[1])}

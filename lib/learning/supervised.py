@@ -13,33 +13,35 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lib.data.views import View, make_views
+from lib.learning.base import Learner, MethodConfig, TrainingConfig
+from lib.learning.optimizers import make_optimizer
 from lib.models import network_of
-from lib.training import Learner, TrainingConfig, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedConfig(TrainingConfig):
-    """Keys of a recipe entry with ``method: supervised``."""
+class ClassificationConfig(TrainingConfig):
+    """Keys of every training of a classifier."""
 
-    num_classes: int  # of the data set
-    depth: int  # blocks of a Vision Transformer; 0 is the architecture's own
+    num_classes: int  # of the dataset
+    eval_crop: float  # side of the evaluated crop as a fraction of the image's shorter side
+    knn_epochs: int  # epochs between evaluations; 0 evaluates at the end only
     optimizer: str  # adamw or sgd
     crop_scale: list[float]  # area of the random crop as a fraction of the image
     jitter: float  # of brightness, contrast and saturation
-    randaugment: int  # magnitude of two random operations an image, out of 30; 0 is none
+    randaugment: int  # magnitude, up to 30, of two random operations per image; 0 is none
     mixup: float  # parameter of mixup's beta distribution; 0 is none
-    cutmix: float  # of CutMix's; where both are wanted, one of them is chosen for each batch
+    cutmix: float  # the same for CutMix; with both, each batch gets one of them at random
     smoothing: float  # of labels
     erasing: float  # probability that a box of an image is erased
-    splits: int  # Jensen-Shannon consistency over so many views, the first of them without RandAugment; 0 is none
+    splits: int  # views for Jensen-Shannon consistency, the first without RandAugment; 0 is none
     dropout: float  # before the classifier
-    ema: float  # decay of the averaged weights that are evaluated; 0 evaluates the trained ones
+    ema: float  # decay of the moving average of the weights, which is evaluated; 0 evaluates the weights themselves
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer: got {self.optimizer!r}, accepts adamw, sgd")
-        bounds = {"depth": (0, math.inf), "randaugment": (0, 30), "mixup": (0, math.inf), "cutmix": (0, math.inf)}
+        bounds = {"randaugment": (0, 30), "mixup": (0, math.inf), "cutmix": (0, math.inf)}
         bounds |= dict.fromkeys(("smoothing", "erasing", "dropout"), (0, 1))
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
@@ -52,27 +54,27 @@ class SupervisedConfig(TrainingConfig):
             raise ValueError("splits: Jensen-Shannon consistency accepts no mixup and no cutmix beside it")
 
 
-class Supervised(Learner):
-    """A classifier of images.
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(ClassificationConfig, MethodConfig):
+    """Keys of a recipe entry with ``method: supervised``."""
 
-    Args:
-        config: the recipe.
-        steps: length of the training.
-        student: the network to train; None makes that of the recipe.
-    """
+    depth: int  # blocks of a Vision Transformer; 0 is the architecture's own
 
-    def __init__(self, config: SupervisedConfig, steps: int, student: nn.Module | None = None):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth < 0:
+            raise ValueError(f"depth: got {self.depth}, accepts 0 or more")
+
+
+class Classification(Learner):
+    """Trains ``network``, which has a classifier, to classify images."""
+
+    def __init__(self, config: ClassificationConfig, network: nn.Module):
         super().__init__()
-        self.config = config
-        self.student = student or network_of(vars(config), drop_path_rate=config.drop_path, drop_rate=config.dropout)
-        self.average = copy.deepcopy(self.student).requires_grad_(False) if config.ema else None
-        self.view = View(
-            config.train_size,
-            tuple(config.crop_scale),
-            jitter=(config.jitter,) * 3 + (0.0,),
-            jitter_probability=float(config.jitter > 0),
-            grey=0.0,
-        )
+        self.config, self.student = config, network
+        self.average = copy.deepcopy(network).requires_grad_(False) if config.ema else None
+        jitter = (config.jitter, config.jitter, config.jitter, 0.0)
+        self.view = View(config.train_size, config.crop_scale, jitter=jitter, jitter_probability=float(config.jitter > 0), grey=0.0)
         self.consistency = JsdCrossEntropy(config.splits, smoothing=config.smoothing) if config.splits else None
         self.operations = v2.RandAugment(2, config.randaugment) if config.randaugment else None
 
@@ -83,19 +85,18 @@ class Supervised(Learner):
     def make_optimizer(self) -> torch.optim.Optimizer:
         return make_optimizer(self, self.config.optimizer)
 
-    def forward(self, images: Tensor, sizes: Tensor, labels: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, targets: Tensor, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Cross-entropy of one step, with soft targets where images are mixed."""
         config = self.config
         views = [self._view(images, sizes, generator, plain=i == 0 and config.splits > 0) for i in range(max(config.splits, 1))]
         pixels = torch.cat(views)
         if config.erasing:
             pixels = erase(pixels, config.erasing, generator, first=len(images) if config.splits else 0)
-        targets = mixup_target(labels, config.num_classes, 1.0, config.smoothing)
+        soft = mixup_target(targets, config.num_classes, 1.0, config.smoothing)
         if config.mixup or config.cutmix:
-            pixels, targets = self._mix(pixels, labels, generator)
+            pixels, soft = self._mix(pixels, targets, generator)
         logits = self.student(pixels)
-        loss = self.consistency(logits, labels) if self.consistency else F.cross_entropy(logits, targets)
-        return {"loss": loss}
+        return {"loss": self.consistency(logits, targets) if self.consistency else F.cross_entropy(logits, soft)}
 
     def _view(self, images: Tensor, sizes: Tensor, generator: torch.Generator, *, plain: bool) -> Tensor:
         if self.operations and not plain:  # its draws come from torch's global generator, which the loop seeds for each step
@@ -103,7 +104,9 @@ class Supervised(Learner):
         return make_views(images, [self.view], sizes=sizes, generator=generator)[0]
 
     def _mix(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of each image with its mirror place in the batch, as in timm."""
+        """Mix each image with the one at the mirrored position in the batch, as timm does: mixup (Zhang et al., 2018) or CutMix (Yun et al.,
+        2019).
+        """
         config = self.config
         draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         cut = config.cutmix > 0 and (config.mixup == 0 or draw.random() < 0.5)
@@ -123,11 +126,20 @@ class Supervised(Learner):
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Move the averaged weights; statistics of batch norms are taken over."""
+        """Update the moving average of the weights; the statistics of batch norms are copied."""
         if self.average is not None:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self.config.ema)
-            for mine, theirs in zip(self.average.buffers(), self.student.buffers()):
-                mine.copy_(theirs)
+            for buffer, source in zip(self.average.buffers(), self.student.buffers()):
+                buffer.copy_(source)
+
+
+class Supervised(Classification, method="supervised"):
+    """Training of a classifier from random weights."""
+
+    Config = SupervisedConfig
+
+    def __init__(self, config: SupervisedConfig, steps: int):
+        super().__init__(config, network_of(vars(config), drop_path_rate=config.drop_path, drop_rate=config.dropout))
 
 
 def erase(pixels: Tensor, probability: float, generator: torch.Generator, *, first: int = 0) -> Tensor:
@@ -135,9 +147,9 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator, *, fir
 
     Args:
         pixels: Float[B, 3, h, w], normalised.
-        probability: that an image loses a box.
+        probability: of a box in an image.
         generator: source of randomness.
-        first: images at the start of the batch that are left alone.
+        first: number of images at the start of the batch that are never erased.
     """
     batch, _, height, width = pixels.shape
     draws = torch.rand(5, batch, 1, generator=generator).to(pixels.device)
@@ -146,7 +158,7 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator, *, fir
     top, left = draws[2] * (height - h), draws[3] * (width - w)
     y, x = torch.arange(height, device=pixels.device) + 0.5, torch.arange(width, device=pixels.device) + 0.5
     rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # [B, height], [B, width]
-    chosen = (draws[4] < probability) & (torch.arange(batch, device=pixels.device) >= first)[:, None]
-    box = (rows & chosen)[:, None, :, None] & columns[:, None, None, :]
+    erased = (draws[4] < probability) & (torch.arange(batch, device=pixels.device) >= first)[:, None]
+    box = (rows & erased)[:, None, :, None] & columns[:, None, None, :]
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
     return torch.where(box, noise, pixels)

@@ -2,8 +2,9 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model
@@ -38,6 +39,7 @@ class Model(
     """
 
     pooling: nn.Module | None
+    factory: ClassVar[Callable[..., "Model"]]  # lib.models.factory.create_model, which registers itself here
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Features:
         """Features of images Float[B, 3, h, w]. Of several pooled vectors, ``cls`` is the largest of each channel."""
@@ -56,8 +58,8 @@ class Model(
 
     @abstractmethod
     def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """What is known of the patches where they are last compared, Float[B, N, D], and their grid (H, W): the keys of SimPool,
-        else of a transformer's last block, else the patches themselves.
+        """The keys of the last attention layer, Float[B, N, D], and the patches' grid (H, W): SimPool's, else those of a transformer's last
+        block. A network without attention gives its patches.
         """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -101,12 +103,10 @@ class Model(
     def _from_pretrained(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_
     ):
-        from lib.models.factory import create_model
-
         if not isinstance(config, dict) or "arch" not in config:
             raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts what save_pretrained wrote")
         file = f"{model_id}/model.safetensors"
-        model = create_model(**config)
+        model = cls.factory(**config)
         try:
             if not Path(model_id).is_dir():
                 hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)

@@ -80,8 +80,16 @@ def create_model(
     return model
 
 
+Model.factory = create_model  # networks that are read from a file are made by it
+
+
+def network_like(network: Model, **options) -> Model:
+    """A new network of another's arguments of ``create_model``, with some of them otherwise; its weights are new."""
+    return create_model(**{**network._hub_mixin_config, **options})
+
+
 def network_of(config: Mapping, **options) -> Model:
-    """The network of a recipe entry: its keys ``arch``, ``train_size``, ``patch_size``, ``pooling``, ``gamma`` and
+    """The network of a recipe entry: its keys ``arch``, ``train_size``, ``patch_size``, ``pooling``, ``gamma``, ``pooling_options`` and
     ``method``, and of classifiers ``num_classes`` and ``depth``.
 
     Self-supervised Vision Transformers pool before the final norm, SimPool with the learned beta; all others after it (SimPool,
@@ -89,13 +97,14 @@ def network_of(config: Mapping, **options) -> Model:
     """
     pooling = None if config["pooling"] == "none" else config["pooling"]
     pooled_first = config["method"] != "supervised" and _is_vit(config["arch"]) and pooling not in (None, "cls")
-    details = dict(gamma=config["gamma"], beta=pooled_first) if pooling == "simpool" else None
+    details = dict(gamma=config["gamma"], beta=pooled_first) if pooling == "simpool" else {}
+    details |= config.get("pooling_options", {})
     sizes = dict(img_size=config["train_size"], patch_size=config["patch_size"], num_classes=config.get("num_classes", 0))
     if config.get("depth"):
         if not _is_vit(config["arch"]):
             raise ValueError(f"depth: got {config['depth']}, {config['arch']} accepts 0, its own")
         options = dict(depth=config["depth"]) | options
-    return create_model(config["arch"], pooling=pooling, pooling_options=details, norm_after=pooled_first, **sizes, **options)
+    return create_model(config["arch"], pooling=pooling, pooling_options=details or None, norm_after=pooled_first, **sizes, **options)
 
 
 def _is_vit(arch: str) -> bool:

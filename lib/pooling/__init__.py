@@ -5,7 +5,7 @@ import inspect
 from torch import nn
 
 from lib.pooling import methods  # noqa: F401  declares the methods
-from lib.pooling.framework import METHODS, Pooled, Pooling, landscape
+from lib.pooling.framework import POOLINGS, Pooled, Pooling, landscape
 from lib.pooling.simpool import SimPool
 
 __all__ = ["Pooled", "Pooling", "SimPool", "create_pooling", "landscape", "pooling_names"]
@@ -13,7 +13,7 @@ __all__ = ["Pooled", "Pooling", "SimPool", "create_pooling", "landscape", "pooli
 
 def pooling_names() -> list[str]:
     """The methods of the talk, in its order, and those declared since."""
-    return list(METHODS)
+    return list(POOLINGS)
 
 
 def create_pooling(name: str, dim: int, **options) -> nn.Module:
@@ -30,9 +30,9 @@ def create_pooling(name: str, dim: int, **options) -> nn.Module:
     Raises:
         ValueError: an unknown name, an option that the method does not have, or a value that it does not accept.
     """
-    if name not in METHODS:
-        raise ValueError(f"name: got {name!r}, accepts {', '.join(METHODS)}")
-    method = METHODS[name]
+    if name not in POOLINGS:
+        raise ValueError(f"name: got {name!r}, accepts {', '.join(POOLINGS)}")
+    method = POOLINGS[name]
     accepted = list(inspect.signature(method).parameters)[1:]
     for option in options:
         if option not in accepted:

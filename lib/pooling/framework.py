@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 COLUMNS = ("k", "U0", "phi_Q", "phi_K", "s", "A", "phi_V", "f", "phi_X", "phi_U")  # of the talk's table; A is what h gives
-METHODS: dict[str, type["Pooling"]] = {}  # by name, in the order of their declaration
+POOLINGS: dict[str, type["Pooling"]] = {}  # by name, in the order of their declaration
 
 
 class Pooled(NamedTuple):
@@ -99,7 +99,7 @@ class Pooling(nn.Module):
     def __init_subclass__(cls, *, name: str | None = None, **rest):
         super().__init_subclass__(**rest)
         if name is not None:
-            METHODS[name] = cls
+            POOLINGS[name] = cls
 
     def __init__(self, dim: int):
         super().__init__()
@@ -162,7 +162,7 @@ def _maps(attention: Tensor) -> Tensor:
 def landscape() -> pd.DataFrame:
     """The talk's table, read off the declarations: a row a method, empty where it leaves a part out."""
     rows = {}
-    for name, method in METHODS.items():
+    for name, method in POOLINGS.items():
         parts = {"A": method.h, **{column: getattr(method, column, None) for column in COLUMNS if column not in ("k", "A")}}
         symbols = {
             column: "" if parts.get(column) is None else getattr(parts[column], "symbol", "?") for column in COLUMNS if column != "k"

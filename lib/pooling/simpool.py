@@ -3,18 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lib.pooling.framework import (
-    Pooled,
-    Pooling,
-    Power,
-    Variables,
-    average,
-    dot_product,
-    merge_heads,
-    over_tokens,
-    part,
-    split_heads,
-)
+from lib.pooling.framework import Pooled, Pooling, Power, Variables, average, dot_product, merge_heads, over_tokens, part, split_heads
 
 SCOPES = ("image", "channel", "batch")
 

@@ -12,40 +12,15 @@ from IPython.display import Markdown
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from lib.data.revisited import Retrieval
-from lib.data.whole import read_image
-from lib.evaluation.retrieval import Retrieved
+from lib.data.reading import encoded, read_image
+from lib.data.retrieval import RetrievalSet
+from lib.evaluation.retrieval import RetrievalAnswer
 from lib.results import papers
+from lib.results.titles import STRATEGIES, TITLES
 from lib.results.verdicts import rules_of, verdicts
 
-NAMES = {
-    "block": "Random Block-Wise",
-    "random": "Random",
-    "random75": "Random (75%)",
-    "attmask_low": "AttMask-Low",
-    "attmask_hint": "AttMask-Hint",
-    "attmask_high": "AttMask-High",
-}
-POOLINGS = {
-    "none": "the network's own",
-    "gap": "GAP",
-    "max": "max",
-    "gem": "GeM",
-    "lse": "LSE",
-    "how": "HOW",
-    "otk": "OTK",
-    "kmeans": "k-means",
-    "slot": "Slot",
-    "se": "SE",
-    "ge": "GE",
-    "cbam": "CBAM",
-    "cls": "[CLS] (ViT)",
-    "cait": "CaiT",
-    "simpool": "SimPool",
-}
 PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(NAMES, PALETTE)) | {"none": PALETTE[7], "gap": PALETTE[0], "simpool": PALETTE[3]}  # all others are grey
-NAMES |= POOLINGS
+COLOURS = dict(zip(STRATEGIES, PALETTE)) | {"none": PALETTE[7], "gap": PALETTE[0], "simpool": PALETTE[3]}  # all others are grey
 
 
 def use_style() -> None:
@@ -111,14 +86,15 @@ def framed(image: Image.Image, colour: tuple[float, float, float]) -> Tensor:
     return torch.from_numpy(np.array(frame)).permute(2, 0, 1)
 
 
-def neighbours(retrieval: Retrieval, answer: Retrieved, query: int, *, count: int = 5) -> list[Tensor]:
+def neighbours(retrieval: RetrievalSet, answer: RetrievalAnswer, query: int, *, count: int = 5) -> list[Tensor]:
     """A query and the ``count`` nearest images of the database, each uint8[3, H, W]; easy and hard ones are framed."""
     truth, nearest = answer.ground_truth[query], answer.ranks[:count, query].tolist()
-    asked = retrieval.queries.slice(int(answer.queries[query]), 1).to_pylist()[0]
-    pictures = [framed(read_image(asked["image"], asked.get("box")), (1, 1, 1))]
+    row, queries = int(answer.queries[query]), retrieval.queries
+    box = queries["box"][row].as_py() if "box" in queries.column_names else None
+    pictures = [framed(read_image(encoded(queries, row), box), (1, 1, 1))]
     for place in nearest:
         right = place in truth["easy"] or place in truth["hard"]
-        picture = read_image(retrieval.database["image"][int(answer.database[place])].as_py())
+        picture = read_image(encoded(retrieval.database, int(answer.database[place])))
         pictures.append(framed(picture, PALETTE[2] if right else (1, 1, 1)))
     return pictures
 
@@ -150,13 +126,13 @@ def hide_patches(image: Tensor, mask: Tensor, grid: tuple[int, int], *, grey: fl
 
 
 def dots(table: pd.DataFrame, *, title: str, ylabel: str) -> None:
-    """Dots of a table with rows named as in ``NAMES``, one axis a column; a column ``<name> ±`` gives error bars."""
+    """Dots of a table with rows named as in ``TITLES``, one axis a column; a column ``<name> ±`` gives error bars."""
     columns = [c for c in table if not c.endswith("±")]
     width = max(3.4, 0.45 * len(table))
     figure, axes = plt.subplots(1, len(columns), figsize=(width * len(columns), 3.0), squeeze=False)
     for axis, column in zip(axes[0], columns):
         values = table[column].dropna()
-        names = [NAMES.get(row, row) for row in values.index]
+        names = [TITLES.get(row, row) for row in values.index]
         axis.scatter(names, values, color=[COLOURS.get(row, "0.6") for row in values.index], s=60, zorder=3)
         if f"{column} ±" in table:
             axis.errorbar(names, values, table[f"{column} ±"].reindex(values.index), fmt="none", ecolor="0.3", capsize=3)
@@ -181,8 +157,8 @@ def network_bars(table: pd.DataFrame, *, title: str, xlabel: str = "%") -> None:
 def curves(table: pd.DataFrame, *, x: str, y: str, title: str, hue: str = "masking") -> None:
     """Lines of ``y`` over ``x``, one a strategy, with the range over seeds as a band."""
     figure, axis = plt.subplots()
-    names = table[hue].map(lambda n: NAMES.get(n, n))
-    palette = {NAMES.get(n, n): COLOURS.get(n, (0.4, 0.4, 0.4)) for n in table[hue].unique()}
+    names = table[hue].map(lambda n: TITLES.get(n, n))
+    palette = {TITLES.get(n, n): COLOURS.get(n, (0.4, 0.4, 0.4)) for n in table[hue].unique()}
     sns.lineplot(table.assign(**{hue: names}), x=x, y=y, hue=hue, palette=palette, errorbar=("pi", 100), marker="o", ax=axis)
     axis.set_title(title)
     axis.legend(title=None, fontsize=9)

@@ -32,7 +32,7 @@ def paper_table(paper: str, table: str) -> pd.DataFrame:
     return chosen.pivot(index="row", columns="column", values="value").loc[chosen.row.unique(), chosen.column.unique()]
 
 
-def landscape() -> pd.DataFrame:
+def published_landscape() -> pd.DataFrame:
     """The talk's table of pooling methods: a row a method, a column a part of the one algorithm; empty where it has none."""
     return pd.read_csv(PUBLISHED / "landscape.csv", keep_default_na=False, index_col="method")
 
@@ -64,7 +64,7 @@ def claims() -> pd.DataFrame:
 @cache
 def claim_details() -> list[dict]:
     """The claims with the place of their published figures and of our evidence."""
-    return yaml.safe_load((PUBLISHED / "claims.yaml").read_text())
+    return yaml.safe_load((PUBLISHED / "claims.yaml").read_text(encoding="utf-8"))
 
 
 def claim(identity: str) -> str:

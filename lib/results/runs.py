@@ -1,41 +1,44 @@
-"""The run store and the records.
+"""The run store.
 
 A run is a recipe entry plus overrides. The hash of its configuration names its folder in the run store, so asking for a run
-that is there loads it. A record is the line that a finished run leaves in ``records/<scale>/<experiment>.jsonl``.
+that is there loads it. A measurement of a run lies in the run's folder.
 """
 
-import dataclasses
 import hashlib
 import json
-import os
-import platform
-import subprocess
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from lib import paths, recipes
-from lib.training import read_log
+from lib import files, paths, recipes
+from lib.engine.log import read_log
+from lib.keys import Keys
+from lib.results.provenance import provenance
+from lib.results.records import append_line, read_lines
 
 CONFIG, RESULT, WEIGHTS = "config.json", "result.json", "encoder.safetensors"
-PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """Something that is computed once and kept: a configuration, a place in the store, figures with their provenance."""
+    """Something that is computed once and kept: a configuration, a place in the store, figures with their provenance.
+
+    ``entry`` is scale/name; ``config`` is the configuration as ``lib.keys.Keys.stated`` gives it; ``changes`` are the keys in which it
+    differs from the recipes.
+    """
 
     entry: str
     experiment: str
-    config: dict
+    config: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -69,7 +72,7 @@ class Result(ABC):
         if not self.file.is_file():
             raise ValueError(f"{self.file}: not finished; make it with {self.command}")
         try:
-            result = json.loads(self.file.read_text())
+            result = json.loads(self.file.read_text(encoding="utf-8"))
             result["metrics"]
             return result
         except (ValueError, TypeError, KeyError) as error:
@@ -84,14 +87,14 @@ class Result(ABC):
         result = {
             "entry": self.entry,
             "key": self.key,
-            "command": f"{self.command} {recipes.words(recipes.overrides(self.entry, self.config))}".strip(),
+            "command": f"{self.command} {recipes.words(self.changes)}".strip(),
             "config": self.config,
             "metrics": metrics,
             "seconds": None if seconds is None else round(seconds, 1),
             "data": data,
             **provenance(device),
         }
-        write_atomically(self.file, json.dumps(result, indent=1))
+        files.write_text(self.file, json.dumps(result, indent=1))
 
     def record(self) -> Path:
         """Append the result to ``records/``, unless it is there.
@@ -113,10 +116,7 @@ class Result(ABC):
 
 
 class Run(Result):
-    """A training run's place in the store.
-
-    ``entry`` is scale/name, ``config`` the resolved configuration as plain data.
-    """
+    """A training run's place in the store."""
 
     @property
     def folder(self) -> Path:
@@ -131,11 +131,11 @@ class Run(Result):
         return f"python -m lib.train {self.entry}"
 
     @contextmanager
-    def lock(self):
+    def lock(self) -> Iterator[None]:
         """Held while training, so that two who ask for a run at once train it once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
-            write_atomically(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
+            files.write_text(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
             yield
 
     def log(self) -> pd.DataFrame:
@@ -143,11 +143,16 @@ class Run(Result):
         return pd.DataFrame(read_log(self.folder))
 
     def save_encoder(self, encoder: torch.nn.Module) -> None:
-        partial = self.folder / f"{WEIGHTS}.partial"
-        save_file({name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}, partial)
-        os.replace(partial, self.folder / WEIGHTS)
+        """Keep the trained network's weights."""
+        with files.replacing(self.folder / WEIGHTS) as partial:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}, partial)
 
     def encoder_weights(self) -> dict[str, torch.Tensor]:
+        """The trained network's weights.
+
+        Raises:
+            ValueError: a missing or damaged file, named.
+        """
         file = self.folder / WEIGHTS
         try:
             return load_file(file)
@@ -156,103 +161,32 @@ class Run(Result):
 
 
 class Measurement(Result):
-    """A measurement of a run, kept in the run's folder; its configuration is the run's and its own settings."""
+    """A measurement of a run, kept in the run's folder; its configuration is the run's and its own settings.
 
-    def __init__(self, run: Run, name: str, settings: dict):
-        super().__init__(run.entry, name, run.config | {f"{name}.{key}": value for key, value in settings.items()})
+    Args:
+        run: what is measured.
+        name: of the measurement.
+        settings: its settings.
+        changes: those that differ from the recipes.
+    """
+
+    def __init__(self, run: Run, name: str, settings: Keys, changes: dict[str, Any]):
+        own = {f"{name}.{key}": value for key, value in settings.stated().items()}
+        super().__init__(run.entry, name, run.config | own, run.changes | {f"{name}.{key}": value for key, value in changes.items()})
         object.__setattr__(self, "run", run)
+        object.__setattr__(self, "settings", settings)
 
-    @property
-    def settings(self) -> dict:
-        """Its own settings."""
-        prefix = f"{self.experiment}."
-        return {key.removeprefix(prefix): value for key, value in self.config.items() if key.startswith(prefix)}
+    run: Run
+    settings: Keys
 
     @property
     def file(self) -> Path:
         return self.run.folder / f"{self.experiment}-{self.key}.json"
 
+    def training_folder(self, *, trained: bool) -> Path:
+        """Where a measurement that trains leaves the checkpoints of the trained network, or of the untrained one beside it."""
+        return self.run.folder / f"{self.experiment}-{self.key}" / ("trained" if trained else "untrained")
+
     @property
     def command(self) -> str:
         return f"python -m lib.measure {self.experiment} {self.entry}"
-
-
-def open_run(entry: str, experiment: str, config) -> Run:
-    """The run of a configuration (a dataclass)."""
-    return Run(entry, experiment, dataclasses.asdict(config))
-
-
-def records(experiment: str | None = None) -> pd.DataFrame:
-    """All records, a row a run: ``scale, experiment, command, key, seconds, device, …`` and columns ``config.*`` and ``metrics.*``.
-
-    Raises:
-        ValueError: a damaged line, with its file and number.
-    """
-    rows = []
-    for file in sorted(paths.RECORDS.glob("*/*.jsonl")):
-        if experiment in (None, file.stem):
-            lines = {line["key"]: line for line in read_lines(file)}  # the last line of a key counts
-            for line in lines.values():
-                flat = {f"{part}.{name}": value for part in ("config", "metrics") for name, value in line[part].items()}
-                rest = {name: value for name, value in line.items() if name not in ("config", "metrics")}
-                rows.append({"scale": file.parent.name, "experiment": file.stem, "seconds": None, **rest, **flat})
-    return pd.DataFrame(rows)
-
-
-def read_lines(file: Path) -> list[dict]:
-    """The records of a file.
-
-    Raises:
-        ValueError: a damaged line, with its file and number.
-    """
-    lines = []
-    for number, line in enumerate(file.read_bytes().splitlines() if file.is_file() else [], 1):
-        try:
-            lines.append(json.loads(line))
-            for part in ("key", "config", "metrics"):
-                lines[-1][part]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file}:{number}: damaged record ({error!r})") from error
-    return lines
-
-
-def append_line(file: Path, line: dict) -> None:
-    """Add a record to a file in one write."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, file)
-
-
-def provenance(device: torch.device) -> dict:
-    """When, where and with what something was measured."""
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _commit() -> str:
-    """The commit of the sources, with ``+`` when they were changed since."""
-    try:
-        git = ["git", "-C", str(paths.ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "lib", "recipes"], capture_output=True, text=True, check=True).stdout
-        return commit + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

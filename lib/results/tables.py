@@ -3,7 +3,7 @@
 import pandas as pd
 
 from lib import recipes
-from lib.results import runs
+from lib.results.records import records as read_records
 
 METRICS = {"knn": "k-NN, %", "accuracy": "top-1 accuracy, %"}
 
@@ -19,7 +19,7 @@ def recorded(experiment: str, **chosen) -> pd.DataFrame:
         A row a run, named by entry and seed: ``setting``, the entry, with the data where measurements on several sets are recorded, and by
         their own names all keys of the configuration, all metrics, ``device`` and ``seconds``.
     """
-    records = runs.records(experiment)
+    records = read_records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *chosen])
     table = records.rename(columns=lambda name: name.removeprefix("metrics.").removeprefix("config."))
@@ -89,11 +89,11 @@ def recorded_curves(experiment: str, field: str, values: list[str], metric: str 
     return pd.DataFrame(rows, columns=["setting", field, "seed", "epoch", METRICS[metric]])
 
 
-def provenance(experiment: str | None = None) -> pd.DataFrame:
+def recorded_commands(experiment: str | None = None) -> pd.DataFrame:
     """How the records were made: a row a command, with the keys and values that it needs in ``with``, those of several runs side by side, the
     number of ``runs``, their mean ``minutes``, ``device`` and ``commits``.
     """
-    records = runs.records(experiment)
+    records = read_records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["experiment", "with", "runs", "minutes", "device", "commits"])
     base = records.command.fillna("python -m lib.train " + records.entry).map(
@@ -114,6 +114,25 @@ def _differing(records: pd.DataFrame) -> str:
     rows = (zip(keys, row) for row in table.itertuples(index=False))
     configs = [{key: value for key, value in row if not (isinstance(value, float) and pd.isna(value))} for row in rows]
     entries = records.get("entry", pd.Series("", index=records.index)).fillna("")  # benchmarks have none
-    changed = {key for entry, config in zip(entries, configs) for key in recipes.overrides(entry, config)}
+    changed = {key for entry, config in zip(entries, configs) for key in _otherwise(entry, config)}
     values = {key: dict.fromkeys(str(config[key]) for config in configs if key in config) for key in keys if key in changed}
     return " ".join(f"{key}={'|'.join(sorted(seen))}" for key, seen in values.items())
+
+
+def _otherwise(name: str, config: dict) -> dict:
+    """The keys of a recorded configuration that the recipes, as far as they state them, have otherwise now."""
+    try:
+        stated = dict(recipes.entry(name).settings)
+        for measured in {key.partition(".")[0] for key in config if "." in key}:
+            settings = recipes.measurement(name.partition("/")[0], measured)
+            stated |= {f"{measured}.{key}": value for key, value in settings.items()}
+    except ValueError:  # records may be older than the recipes
+        return {}
+    return {key: value for key, value in config.items() if key in stated and not _equal(value, stated[key])}
+
+
+def _equal(value, other) -> bool:
+    try:
+        return float(value) == float(other)  # YAML 1.1 reads 1e-4 as a string
+    except (TypeError, ValueError):
+        return value == other

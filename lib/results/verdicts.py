@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lib.results import papers, runs
+from lib.results import papers
+from lib.results.records import records as read_records
 
 EVIDENCE = ("paper", "small")  # scales whose records count, the strongest first
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
@@ -54,24 +55,24 @@ def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     """A verdict on every claim of the talk.
 
     Args:
-        records: as ``lib.results.runs.records`` gives them; None reads them.
+        records: as ``lib.results.records.records`` gives them; None reads them.
 
     Returns:
         A row a claim: ``id, gap_mean, gap_low, gap_high, seeds, scale, verdict``. Gaps are in the metric's unit (points of
         percent), mean over the claim's metrics. The evidence is that of the largest scale that has any, and of the setting
         with the most seeds within it, the first recorded of equals.
     """
-    records = runs.records() if records is None else records
+    records = read_records() if records is None else records
     rows = []
     for claim in papers.claim_details():
-        scale, gaps = evidence(claim, records)
+        scale, gaps = gaps_of(claim, records)
         gap = interval(gaps) if len(gaps) else Interval(*[float("nan")] * 3)
         verdict = verdict_of(gap, claim.get("tolerance", 0.0)) if len(gaps) else "not run"
         rows.append([claim["id"], *gap, len(gaps), scale, verdict])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def evidence(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
+def gaps_of(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
     """The scale and the gaps, one a seed, that answer a claim; an empty scale and no gaps when there are none.
 
     A claim on several experiments has a rule for each: a seed counts that all of them have, with the mean of its gaps.

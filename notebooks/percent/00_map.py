@@ -34,6 +34,11 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 scale: str = "smoke"  # smoke or small: where the map's picture comes from
 image: int = 11  # number of the image
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The idea on one image
 #
@@ -45,7 +50,7 @@ from lib.data import bank
 from lib.data.scenes import render
 from lib.data.views import center_view, denormalise
 from lib.masking import attention_mask
-from lib.results.checkpoints import load_checkpoint
+from lib.keep import load_kept
 from lib.results.figures import hide_patches, image_grid
 
 pixels = (
@@ -55,7 +60,7 @@ pixels = (
 )
 view = center_view(pixels, 112, crop=1.0)
 with torch.no_grad():
-    features = load_checkpoint("ibot_cpu-attmask_high").features(view)
+    features = load_kept("ibot_cpu-attmask_high").features(view)
 attention = features.attention.mean(1)
 picture, mask = denormalise(view)[0], attention_mask(attention, 0.3, strategy="high")[0]
 image_grid(
@@ -70,7 +75,7 @@ image_grid(
 # %%
 import pandas as pd
 
-from lib.results.chapters import chapters
+from course.chapters import chapters
 
 pd.set_option("display.max_colwidth", None)
 chapters()
@@ -127,7 +132,7 @@ verdict_table()
 # **1.** Which published gap is the smallest that the talk still calls an improvement? Read it off the table of claims.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None  # the id of a claim
 exercises.smallest_gap(answer)

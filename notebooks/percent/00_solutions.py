@@ -12,7 +12,7 @@
 # **1.** Sort the published gaps and take the smallest that is above zero.
 
 # %%
-from lib import exercises
+from course import exercises
 from lib.results import claims
 
 gaps = claims().set_index("id").paper_gap

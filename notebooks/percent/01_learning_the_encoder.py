@@ -30,6 +30,11 @@ scale: str = "smoke"  # smoke: five runs of seconds on scenes; small: five runs 
 seed: int = 0  # of weights, order and views: the same for all
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## Three ways to an encoder
 #
@@ -117,7 +122,7 @@ from lib.train import entry_for, run
 
 learners = ["classifier", "rotation", "jigsaw", "colorization", "contrastive"]
 live = {name: run(entry_for(scale, name), seed=seed, record=record, progress=False) for name in tqdm(learners)}
-live["rotation"].log()[["step", "loss", "right", "guess"]].dropna().iloc[[0, -1]].round(2).set_index("step")
+live["rotation"].log()[["step", "loss", "right", "chance"]].dropna().iloc[[0, -1]].round(2).set_index("step")
 
 # %% [markdown]
 # ## Does each learn what it is asked?
@@ -211,7 +216,7 @@ verdict_table("attmask-9")
 # **1.** In how many of nine places do two random orders differ on average? Orders chosen to be far apart should beat that.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.average_distance(answer)

@@ -12,7 +12,7 @@
 # **1.** Each place agrees with probability 1/9, so of nine places one agrees on average: eight differ. Pairs that differ in all nine exist.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.average_distance(8.0)
 

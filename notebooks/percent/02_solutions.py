@@ -12,7 +12,7 @@
 # **1.** A random mask hides each token with probability 0.3, whatever another mask does: 0.3.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.expected_overlap(0.3)
 

@@ -31,6 +31,11 @@ seed: int = 0  # of the masks
 ratio: float = 0.3  # masked fraction r of the patches, in [0, 1)
 images: int = 4  # images to show
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The images and a teacher
 #
@@ -42,7 +47,7 @@ images: int = 4  # images to show
 from lib.data import bank
 from lib.data.scenes import render
 from lib.data.views import center_view, denormalise
-from lib.results.checkpoints import load_checkpoint
+from lib.keep import load_kept
 
 if scale == "smoke":
     pixels = render(torch.arange(8, 8 + images), size=112).images  # uint8[B, 3, 112, 112]
@@ -50,7 +55,7 @@ else:
     pixels = bank("imagenette", "validation", 112, progress=False).images[:: 3925 // images][:images]
 views = center_view(pixels, 112, crop=1.0)
 pictures = denormalise(views)
-teacher = load_checkpoint("ibot_cpu-attmask_high")
+teacher = load_kept("ibot_cpu-attmask_high")
 
 # %% [markdown]
 # ## Its attention
@@ -96,11 +101,12 @@ masks = {
 # revealed tokens is raised to 5% here, so that the hints can be seen; training uses the paper's smaller share.
 
 # %%
-from lib.results.figures import NAMES, hide_patches, image_grid
+from lib.results.figures import hide_patches, image_grid
+from lib.results.titles import TITLES
 
 rows = {"Image": list(pictures), "Attention": [a.view(grid) for a in attention]}
 for name, mask in masks.items():
-    rows[NAMES[name]] = [hide_patches(p, m, grid) for p, m in zip(pictures, mask)]
+    rows[TITLES[name]] = [hide_patches(p, m, grid) for p, m in zip(pictures, mask)]
 image_grid(rows)
 
 # %% [markdown]
@@ -112,7 +118,7 @@ import pandas as pd
 
 share = attention / attention.sum(1, keepdim=True)
 table = pd.DataFrame(
-    {NAMES[n]: [100 * m.double().mean().item(), 100 * (share * m).sum(1).mean().item()] for n, m in masks.items()},
+    {TITLES[n]: [100 * m.double().mean().item(), 100 * (share * m).sum(1).mean().item()] for n, m in masks.items()},
     index=["tokens hidden, %", "attention hidden, %"],
 ).T
 table.round(1)
@@ -167,7 +173,7 @@ verdict_table("attmask-2", "attmask-3", "attmask-10")
 # average? Put a number.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.expected_overlap(answer)

@@ -31,6 +31,11 @@ masking: str = "attmask_high"  # block, random, random75, attmask_low, attmask_h
 seed: int = 0  # of weights, order, views and masks
 record: bool = False  # leave a line in records/ when the run is finished
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## One image, many views
 #
@@ -166,7 +171,8 @@ lines[["step", "loss", "cls", "patch", "agreement"]].iloc[[0, len(lines) // 2, -
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-from lib.results.figures import NAMES, verdict_table
+from lib.results.figures import verdict_table
+from lib.results.titles import TITLES
 from lib.results.papers import paper_table
 from lib.results.tables import recorded
 
@@ -174,7 +180,7 @@ rows = {"ours, live": {"k-NN": live.metrics["knn"], "untrained k-NN": live.metri
 for name, line in recorded("strategies", masking=masking).iterrows():
     rows[f"ours, recorded ({name})"] = {"k-NN": line.knn, "untrained k-NN": line.untrained_knn, "data": line.data}
 rows["paper, ViT-S/16"] = {"k-NN": paper_table("attmask", "strategies").loc[masking, "imagenet_knn"], "data": "ImageNet-1k, 20%"}
-pd.DataFrame(rows).T.rename_axis(NAMES[masking]).astype(object).fillna("").map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
+pd.DataFrame(rows).T.rename_axis(TITLES[masking]).astype(object).fillna("").map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
 
 # %% tags=["nbval-ignore-output"]
 verdict_table("attmask-1", "attmask-10")
@@ -190,7 +196,7 @@ verdict_table("attmask-1", "attmask-10")
 # **1.** What is the [CLS] loss, in nats, when every output is uniform over `prototypes`? A loss that stays there has collapsed.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.collapse_loss(answer, prototypes)

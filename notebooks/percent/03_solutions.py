@@ -14,7 +14,7 @@
 # %%
 import math
 
-from lib import exercises
+from course import exercises
 
 exercises.collapse_loss(math.log(256), prototypes=256)
 

@@ -14,7 +14,7 @@
 # %%
 from scipy import stats
 
-from lib import exercises
+from course import exercises
 
 seeds = next(n for n in range(2, 100) if stats.t.ppf(0.975, n - 1) * 1.5 / n**0.5 < 3.0)
 print(seeds)

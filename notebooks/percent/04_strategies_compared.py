@@ -30,17 +30,22 @@ scale: str = "smoke"  # smoke: six runs of seconds; small: six runs of the entry
 seed: int = 0  # of weights, order, views and masks: the same for all strategies
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
 # iBOT with ViT-S/16 on 20% of ImageNet-1k, 100 epochs. Block-wise masking is iBOT's default, 75% is MAE's ratio.
 
 # %%
-from lib.results.figures import NAMES
 from lib.results.papers import paper_table
+from lib.results.titles import TITLES
 
 published = paper_table("attmask", "strategies")
-published.rename(index=NAMES)
+published.rename(index=TITLES)
 
 # %% [markdown]
 # ## Eight crops, six strategies, one seed
@@ -55,7 +60,7 @@ from lib.masking import STRATEGIES, draw_masks
 attention = torch.rand(8, 36, generator=torch.Generator().manual_seed(seed))
 for name in STRATEGIES:
     masks = draw_masks(name, 8, (6, 6), attention=attention, generator=torch.Generator().manual_seed(seed))
-    print(f"{NAMES[name]:18} hidden tokens of 8 crops: {masks.sum(1).tolist()}")
+    print(f"{TITLES[name]:18} hidden tokens of 8 crops: {masks.sum(1).tolist()}")
 
 # %% [markdown]
 # ## The runs
@@ -77,7 +82,7 @@ from lib.results.tables import recorded, spread
 table = pd.DataFrame(
     {"k-NN": {n: r.metrics["knn"] for n, r in live.items()}, "untrained": {n: r.metrics["untrained_knn"] for n, r in live.items()}}
 )
-table.rename(index=NAMES).round(1)
+table.rename(index=TITLES).round(1)
 
 # %% [markdown]
 # At smoke scale these networks are nine steps from the untrained one: that shows that all six run, and ranks nothing.
@@ -89,7 +94,7 @@ table.rename(index=NAMES).round(1)
 
 # %% tags=["nbval-ignore-output"]
 evidence = spread(recorded("strategies"), "masking")
-evidence.rename(index=NAMES, level="masking").round(2)
+evidence.rename(index=TITLES, level="masking").round(2)
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import dots
@@ -97,7 +102,7 @@ from lib.results.tables import beside_paper
 
 comparison = beside_paper(evidence, published["imagenet_knn"])
 dots(comparison, title="k-NN accuracy by masking strategy", ylabel="top-1, %")
-comparison.rename(index=NAMES).round(1)
+comparison.rename(index=TITLES).round(1)
 
 # %% [markdown]
 # And a linear classifier on frozen features, the last four blocks' class tokens, as `python -m lib.measure linear` measures it:
@@ -105,8 +110,8 @@ comparison.rename(index=NAMES).round(1)
 
 # %% tags=["nbval-ignore-output"]
 linear = spread(recorded("linear", method="ibot"), "masking", ("linear", "linear_best", "untrained_linear"))
-print(linear.rename(index=NAMES, level="masking").drop(columns="minutes").round(1).to_string())
-beside_paper(linear, published["imagenet_linear"], "linear").rename(index=NAMES).round(1)
+print(linear.rename(index=TITLES, level="masking").drop(columns="minutes").round(1).to_string())
+beside_paper(linear, published["imagenet_linear"], "linear").rename(index=TITLES).round(1)
 
 # %% [markdown]
 # And all weights fine-tuned on CIFAR-10 by DeiT's recipe, as `python -m lib.measure finetune` measures it, beside the same from the untrained
@@ -115,8 +120,8 @@ beside_paper(linear, published["imagenet_linear"], "linear").rename(index=NAMES)
 
 # %% tags=["nbval-ignore-output"]
 tuned = spread(recorded("finetune", method="ibot"), "masking", ("finetune", "finetune_best", "untrained_finetune"))
-print(tuned.rename(index=NAMES, level="masking").round(1).to_string())
-beside_paper(tuned, published["cifar10_finetune"], "finetune").rename(index=NAMES).round(1)
+print(tuned.rename(index=TITLES, level="masking").round(1).to_string())
+beside_paper(tuned, published["cifar10_finetune"], "finetune").rename(index=TITLES).round(1)
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -135,7 +140,7 @@ verdict_table("attmask-1", "attmask-2", "attmask-3")
 # a standard deviation of 1.5 points, how many seeds does the interval need to exclude zero?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.seeds_needed(answer, gap=3.0, spread=1.5)

@@ -31,6 +31,11 @@ seed: int = 0  # of weights, order, views, masks
 record: bool = False  # leave a line in records/ for each finished run
 strategies: list = ["block", "attmask_high"]  # what to compare
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The mechanism on one image: a longer way to go
 #
@@ -41,10 +46,10 @@ strategies: list = ["block", "attmask_high"]  # what to compare
 from lib.data.scenes import render
 from lib.data.views import center_view, denormalise
 from lib.masking import attention_mask
-from lib.results.checkpoints import load_checkpoint
+from lib.keep import load_kept
 from lib.results.figures import hide_patches, image_grid
 
-teacher = load_checkpoint("ibot_cpu-attmask_high")
+teacher = load_kept("ibot_cpu-attmask_high")
 view = center_view(render(torch.tensor([11]), size=112).images, 112, crop=1.0)
 with torch.no_grad():
     features = teacher.features(view)
@@ -142,7 +147,7 @@ verdict_table("attmask-4", "attmask-5", "attmask-7")
 # **1.** Two curves of (epoch, k-NN). At which epoch, interpolated linearly, does the fast one reach the slow one's final accuracy?
 
 # %%
-from lib import exercises
+from course import exercises
 
 fast = [(0, 30.0), (10, 36.0), (20, 41.0), (30, 43.0)]
 slow = [(0, 30.0), (10, 33.0), (20, 37.0), (30, 40.0)]

@@ -14,7 +14,7 @@
 # %%
 import numpy as np
 
-from lib import exercises
+from course import exercises
 
 fast = [(0, 30.0), (10, 36.0), (20, 41.0), (30, 43.0)]
 slow = [(0, 30.0), (10, 33.0), (20, 37.0), (30, 40.0)]

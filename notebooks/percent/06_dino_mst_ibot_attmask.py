@@ -31,6 +31,11 @@ scale: str = "smoke"  # smoke: five runs of nine steps; small: five runs of the 
 seed: int = 0  # of weights, order, views and masks: the same for all
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
@@ -64,13 +69,13 @@ published
 from lib.data.scenes import render
 from lib.data.views import denormalise, make_views, multi_crop_recipe
 from lib.models import RestorationDecoder, create_model
-from lib.results.checkpoints import load_checkpoint
+from lib.keep import load_kept
 
 torch.manual_seed(seed)
 pixels = render(torch.arange(20, 28), size=64).images
 generator = torch.Generator().manual_seed(seed)
 view = make_views(pixels, multi_crop_recipe(48, 24, 0, (0.25, 1.0), (0.05, 0.25))[0], generator=generator)[0]  # [8, 3, 48, 48]
-teacher = load_checkpoint("ibot_cpu-attmask_high")
+teacher = load_kept("ibot_cpu-attmask_high")
 with torch.no_grad():
     seen = teacher.features(view)
 attention = seen.attention.mean(1)  # [8, N]
@@ -203,7 +208,7 @@ verdict_table("attmask-6", "attmask-11")
 # **1.** AttMask-Hint gains how many points of k-NN over MST in the paper's table?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.hint_over_mst(answer)

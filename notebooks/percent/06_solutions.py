@@ -12,7 +12,7 @@
 # **1.** 72.8 against 72.1.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.hint_over_mst(0.7)
 

@@ -31,6 +31,11 @@ scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: on
 count: int = 150  # how many images to take apart, from the first on; 0 takes all
 seed: int = 0  # of the choice of backgrounds
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## One image, eight ways
 #
@@ -42,13 +47,12 @@ seed: int = 0  # of the choice of backgrounds
 # for ImageNet-9.
 
 # %%
-from lib import recipes
-from lib.data.bank import Stream, bank
-from lib.data.loading import read_table
 from lib.evaluation.backgrounds import VARIANTS, background_variants, known_objects
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "backgrounds")
-source = Stream(read_table(settings["data"], settings["split"]), settings["canvas"], "cpu")
+fraction = 0.3 if scale == "smoke" else 1.0
+evaluation = create_evaluation("backgrounds", scale, size=48 if scale == "smoke" else 64, crop=1.0, fraction=fraction)
+source, _ = evaluation.test_stream()
 images, masks, boxes, labels = (part[: count or None] for part in known_objects(source))
 variants = background_variants(images, masks, boxes, labels, num_classes=10, generator=torch.Generator().manual_seed(seed))
 print(f"{len(images)} of {len(source)} images, each with one object that covers at most 90% of it")
@@ -77,17 +81,16 @@ pd.Series({name: what for name, (_, what) in VARIANTS.items()}, name="what is se
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.backgrounds import background_accuracy
 from lib.evaluation.linear import probed
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
 
-view = dict(size=48 if scale == "smoke" else 64, crop=1.0)
-train = bank(settings["data"], settings["train"], settings["canvas"], fraction=0.3 if scale == "smoke" else 1.0, progress=False)
-options = {key: settings[key] for key in ("lrs", "epochs", "batch_size")}
+train, settings, view = evaluation.train_bank(), evaluation.settings, evaluation.view()
+options = dict(lrs=settings.lrs, epochs=settings.epochs, batch_size=settings.batch_size)
 networks = {}
 for name, network in kept_networks("supervised", "ibot").items():
     if name.startswith("supervised") and scale != "smoke":
         networks[name] = network
     elif name != "untrained, SimPool":
-        networks[name] = probed(network, train, source, blocks=settings["blocks"] if network.pooling is None else 1, **view, **options)
+        networks[name] = probed(network, train, source, blocks=settings.blocks_of(network), **view, **options)
 
 # %% [markdown]
 # ## Accuracy on every variant
@@ -143,7 +146,7 @@ verdict_table("attmask-8", "simpool-7")
 # its accuracy, in percent, on MS, on MR and on MN?
 
 # %%
-from lib import exercises
+from course import exercises
 
 same, random, following = None, None, None
 exercises.background_only(same, random, following)

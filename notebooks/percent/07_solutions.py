@@ -12,7 +12,7 @@
 # **1.** MS shows the object's own class behind it: 100%. MR shows each class with the same probability: 10%. MN never shows its own: 0%.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.background_only(100, 10, 0)
 

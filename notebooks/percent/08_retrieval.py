@@ -30,6 +30,11 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 scale: str = "smoke"  # smoke: recorded networks on pairs of procedural scenes; small: the same on revisited Oxford under $COMPANION_DATA
 longest: int = 0  # pixels of the longer side that the networks see; 0 takes the recipe's
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## How a ranking is judged
 #
@@ -83,13 +88,11 @@ print(f"area: {100 * torch.trapezoid(precision, recall):.1f}%")
 # image is the one with the highest cosine.
 
 # %%
-from lib import recipes
-from lib.data.revisited import load_retrieval
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "retrieval")
-retrieval = load_retrieval(settings.pop("data"))
-settings["longest"] = longest or settings["longest"]
+evaluation = create_evaluation("retrieval", scale, **dict(longest=longest) if longest else {})
+retrieval, settings = evaluation.load().test, evaluation.options
 networks = kept_networks("supervised", "ibot")
 print(f"{len(retrieval.queries)} queries, {len(retrieval.database)} images; {settings}")
 
@@ -170,7 +173,7 @@ verdict_table("attmask-9")
 # **1.** A query has one right image, and it comes third. What is its average precision, in percent?
 
 # %%
-from lib import exercises
+from course import exercises
 
 average_precision = None
 exercises.third_alone(average_precision)

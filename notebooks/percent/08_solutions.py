@@ -13,7 +13,7 @@
 # the place itself would give.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.third_alone(100 / 6)
 

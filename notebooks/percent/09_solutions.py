@@ -12,7 +12,7 @@
 # **1.** 12 patches of 16 pixels: 192 pixels.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.farthest_move(192)
 

@@ -30,6 +30,11 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 scale: str = "smoke"  # smoke: recorded networks on procedural videos; small: the same on DAVIS-2016 under $COMPANION_DATA
 shortest: int = 0  # pixels of the shorter side that the networks see; 0 takes the recipe's
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## A label moves along
 #
@@ -53,13 +58,12 @@ for step, labels in enumerate(propagate_labels(frames, marked, (1, 6), topk=1)):
 # ## The videos
 
 # %%
-from lib import recipes
-from lib.data.loading import read_table
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "video")
-table = read_table(settings.pop("data"), settings.pop("split"))
-settings["shortest"] = shortest or settings["shortest"]
+evaluation = create_evaluation("video", scale, **dict(shortest=shortest) if shortest else {})
+inputs, settings = evaluation.load(), evaluation.options
+table = inputs.test
 networks = kept_networks("supervised", "ibot")
 print(f"{len(set(table['sequence'].to_pylist()))} videos, {len(table)} frames; {settings}")
 
@@ -69,7 +73,7 @@ print(f"{len(set(table['sequence'].to_pylist()))} videos, {len(table)} frames; {
 # The first video, its objects as the network with AttMask follows them. The first frame is given.
 
 # %% tags=["nbval-ignore-output"]
-from lib.data.whole import read_image
+from lib.data.reading import read_image
 from lib.evaluation.video import segment_videos
 from lib.results.figures import animation, image_grid, with_masks
 
@@ -95,9 +99,7 @@ animation([with_masks(picture, masks) for picture, masks in zip(pictures, predic
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-from lib.evaluation.video import video_accuracy
-
-live = {name: video_accuracy(network, table, **settings) for name, network in networks.items()}
+live = {name: evaluation.measure(network, inputs) for name, network in networks.items()}
 titles = {"j_mean": "J", "f_mean": "F", "jf_mean": "J&F"}
 scores = pd.DataFrame(live).T[list(titles)].rename(columns=titles)
 scores.loc["first frame's masks, still"] = [next(iter(live.values()))[f"still_{name}"] for name in titles]
@@ -139,7 +141,7 @@ verdict_table("attmask-9")
 # pixels may a thing move from one frame to the next without being lost?
 
 # %%
-from lib import exercises
+from course import exercises
 
 pixels = None
 exercises.farthest_move(pixels)

@@ -31,6 +31,11 @@ pooling: str = "none"  # of the pre-trained classifier: none is the network's ow
 seed: int = 0  # of weights, order and views
 record: bool = False  # leave a line in records/ for each finished measurement
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
@@ -52,12 +57,12 @@ published
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lib.data.loading import read_table
-from lib.data.pictures import ObjectPictures, PixelPictures
+from lib.data.segmentation import InstanceDataset, SemanticDataset
 from lib.results.figures import box_on, image_grid, with_masks
 
 table = read_table("scenes", "several_validation")
-objects = ObjectPictures(table, longest=64)
-pixels = PixelPictures(table, shortest=64, void=-1, num_classes=11)
+objects = InstanceDataset(table, longest=64)
+pixels = SemanticDataset(table, shortest=64, void=-1, num_classes=11)
 rows = {"boxes": [], "masks": [], "classes": []}
 for row in range(4):
     image, size, things = objects.read(row)
@@ -90,7 +95,7 @@ for arch in ("vit_nano", "resnet_mini", "convnext_mini"):
 # the one above it. At smoke scale there is none: few steps have to move all layers.
 
 # %%
-from lib.evaluation.finetune import layerwise_optimizer
+from lib.learning.optimizers import layerwise_optimizer
 
 heads = torch.nn.Linear(384, 10)
 groups = layerwise_optimizer(create_model("vit_small_patch16_224"), 0.9, heads).param_groups
@@ -129,12 +134,12 @@ pd.DataFrame(table, index=["pre-trained", "from scratch"]).round(1)
 # Unseen images. Above: true boxes in white, the three of which the detector is most certain in orange. Below: classes of pixels, found and true.
 
 # %% tags=["nbval-ignore-output"]
-from lib.data.pictures import VOID
+from lib.data.segmentation import VOID
 from lib.evaluation.segmentation import segment
-from lib.downstream import load_tuned, tested_on
+from lib.measure import evaluation_of, load_tuned
 
 detector, segmenter = (load_tuned(made) for made in found.values())
-things, classes = (tested_on(made) for made in found.values())
+things, classes = (evaluation_of(made).load().test for made in found.values())
 rows = {"objects": [], "pixels": [], "true pixels": []}
 for part in torch.linspace(0, 1, 4):  # evenly spaced through both sets
     image, _, true = things.read(int(part * (len(things) - 1)))
@@ -186,7 +191,7 @@ verdict_table("attmask-9")
 # **1.** A sliding window of 512 pixels moves by 341, and the last one ends at the edge. How many windows cover an image of 512 x 683?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.windows(answer)

@@ -12,7 +12,7 @@
 # **1.** One down; across, one starts at 0 and the last one ends at the edge, at 683 - 512 = 171: two.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.windows(2)
 

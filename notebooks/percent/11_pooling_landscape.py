@@ -31,6 +31,11 @@ scale: str = "smoke"  # smoke: procedural scenes; small: Imagenette under $COMPA
 seed: int = 0  # of the poolings' weights
 image: int = 21  # number of the image
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The algorithm
 #
@@ -70,7 +75,7 @@ landscape().drop(columns=["name", "simplified"])
 # The published table, cell by cell. GE is compared in the paper but not in the talk's table.
 
 # %%
-from lib.results.papers import landscape as published
+from lib.results.papers import published_landscape as published
 
 ours, theirs = landscape().astype(str), published().astype(str)
 different = ours.loc[theirs.index, theirs.columns] != theirs
@@ -120,7 +125,7 @@ means.round(2).to_frame().T
 from lib.data import bank
 from lib.data.scenes import render
 from lib.data.views import center_view, denormalise
-from lib.results.checkpoints import load_checkpoint
+from lib.keep import load_kept
 
 pixels = (
     render(torch.tensor([image]), size=112).images
@@ -129,11 +134,12 @@ pixels = (
 )
 view = center_view(pixels, 112, crop=1.0)
 with torch.no_grad():
-    seen = load_checkpoint("ibot_cpu-attmask_high").features(view)
+    seen = load_kept("ibot_cpu-attmask_high").features(view)
 
 # %%
 from lib.pooling import create_pooling, pooling_names
-from lib.results.figures import POOLINGS, image_grid
+from lib.results.figures import image_grid
+from lib.results.titles import TITLES
 
 torch.manual_seed(seed)
 made, pooled = {}, {}
@@ -143,13 +149,13 @@ for name in pooling_names():
         pooled[name] = made[name](seen.patches, seen.grid)
 varied = {n: p.attention[0] for n, p in pooled.items() if p.attention is not None and p.attention.std() > 1e-9}
 image_grid(
-    {POOLINGS[n]: [denormalise(view)[0], *(a.view(seen.grid) for a in maps)] for n, maps in varied.items()},
+    {TITLES[n]: [denormalise(view)[0], *(a.view(seen.grid) for a in maps)] for n, maps in varied.items()},
     titles=["image", "1st vector", "2nd vector", "3rd vector"],
 )
 
 # %% tags=["nbval-ignore-output"]
 rows = {
-    POOLINGS[name]: {
+    TITLES[name]: {
         "pooled vectors": "x".join(map(str, pooled[name].vector.shape[1:])),
         "parameters": sum(p.numel() for p in made[name].parameters()),
         "attention": "varies" if name in varied else "constant" if pooled[name].attention is not None else "none",
@@ -195,7 +201,7 @@ from lib.results.papers import paper_table
 
 accuracy = paper_table("simpool", "framework").rename(columns={"accuracy": "top-1 accuracy"})
 dots(accuracy, title="The paper's benchmark", ylabel="%")
-accuracy.join(landscape().group).rename(index=POOLINGS)
+accuracy.join(landscape().group).rename(index=TITLES)
 
 # %% tags=["nbval-ignore-output"]
 verdict_table("simpool-1")
@@ -213,7 +219,7 @@ verdict_table("simpool-1")
 # mean is the plain one. One class with two parts of your own; everything else is in `lib.pooling.framework`.
 
 # %%
-from lib import exercises
+from course import exercises
 
 NormSoftmax = None  # class NormSoftmax(Pooling, name="norm_softmax"): ...
 exercises.norm_softmax(NormSoftmax)

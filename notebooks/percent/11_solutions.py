@@ -12,7 +12,7 @@
 # **1.** Two parts of its own, three that are there.
 
 # %%
-from lib import exercises
+from course import exercises
 from lib.pooling import Pooling
 from lib.pooling.framework import features, over_tokens, part, pooled_values, weighted_sum
 

@@ -32,6 +32,11 @@ seed: int = 0  # of weights, order and views: the same for all methods
 methods: list = []  # names of poolings; empty runs all fourteen
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
@@ -39,11 +44,11 @@ record: bool = False  # leave a line in records/ for each finished run
 # transformers, SimPool. GE is in the landscape and not in this table.
 
 # %%
-from lib.results.figures import POOLINGS
-from lib.results.papers import landscape, paper_table
+from lib.results.papers import paper_table, published_landscape
+from lib.results.titles import TITLES
 
 published = paper_table("simpool", "framework").accuracy
-published.to_frame().join(landscape()[["group", "k", "iterative"]]).rename(index=POOLINGS)
+published.to_frame().join(published_landscape()[["group", "k", "iterative"]]).rename(index=TITLES)
 
 # %% [markdown]
 # ## One network, fourteen ends
@@ -74,7 +79,7 @@ print(f"{settings['arch']}: {sum(p.numel() for p in network_of(settings).paramet
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-pd.DataFrame(sizes).T.rename(index=POOLINGS, columns={"of the pooling": "parameters of the pooling"})
+pd.DataFrame(sizes).T.rename(index=TITLES, columns={"of the pooling": "parameters of the pooling"})
 
 # %% [markdown]
 # ## The runs
@@ -91,7 +96,7 @@ live = {name: run(entry, pooling=name, seed=seed, record=record, progress=False)
 # %% tags=["nbval-ignore-output"]
 columns = {"accuracy": "top-1 accuracy", "knn": "k-NN", "untrained_knn": "untrained k-NN"}
 table = pd.DataFrame({name: {label: found.metrics[key] for key, label in columns.items()} for name, found in live.items()}).T
-table.rename(index=POOLINGS).round(1)
+table.rename(index=TITLES).round(1)
 
 # %% [markdown]
 # At smoke scale these networks have seen 25 batches of scenes. The table shows that all fourteen train and are measured; ten classes make 10%
@@ -113,7 +118,7 @@ for name, found in live.items():
     with torch.no_grad():
         seen = load_encoder(found).features(view)
     if seen.attention is not None and seen.attention.std() > 1e-9:
-        maps[POOLINGS[name]] = [denormalise(view)[0], *(a.view(seen.grid) for a in seen.attention[0])]
+        maps[TITLES[name]] = [denormalise(view)[0], *(a.view(seen.grid) for a in seen.attention[0])]
 image_grid(maps, titles=["image", "1st vector", "2nd vector", "3rd vector"], size=1.0)
 
 # %% [markdown]
@@ -128,7 +133,7 @@ from lib.results.tables import beside_paper, recorded, spread
 evidence = spread(recorded("benchmark"), "pooling", ("accuracy", "knn", "untrained_knn"))
 comparison = beside_paper(evidence, published, "accuracy")
 dots(comparison, title="Top-1 accuracy by pooling method", ylabel="%")
-comparison.rename(index=POOLINGS).round(1)
+comparison.rename(index=TITLES).round(1)
 
 # %% [markdown]
 # And a linear classifier on each frozen vector, as `python -m lib.measure linear` measures it, beside the same on the untrained network's.
@@ -137,7 +142,7 @@ comparison.rename(index=POOLINGS).round(1)
 benchmarked = evidence.index.unique("setting") if len(evidence) else []
 probed = recorded("linear", method="supervised")
 linear = spread(probed[probed.setting.isin(benchmarked)], "pooling", ("linear", "linear_best", "untrained_linear"))
-linear.rename(index=POOLINGS, level="pooling").drop(columns="minutes").round(1) if len(linear) else "no records yet"
+linear.rename(index=TITLES, level="pooling").drop(columns="minutes").round(1) if len(linear) else "no records yet"
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -155,13 +160,13 @@ verdict_table("simpool-1")
 # **1.** By how many points does SimPool beat the *mean* of the other methods in the paper's table?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.margin_over_mean(answer)
 
 # %% [markdown]
-# **2.** CaiT and SimPool look alike. In which parts of the algorithm does `landscape()`, the paper's table of parts, have another entry for them, an
+# **2.** CaiT and SimPool look alike. In which parts of the algorithm does `published_landscape()`, the paper's table of parts, have another entry for them, an
 # empty one included? Give the set of their names, out of `U0`, `phi_Q`, `phi_K`, `s`, `A`, `phi_V`, `f`, `phi_X`, `phi_U`.
 
 # %%

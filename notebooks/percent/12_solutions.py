@@ -12,7 +12,7 @@
 # **1.** The published accuracies are data.
 
 # %%
-from lib import exercises
+from course import exercises
 from lib.results.papers import paper_table
 
 accuracy = paper_table("simpool", "framework").accuracy

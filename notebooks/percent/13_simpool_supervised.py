@@ -32,6 +32,11 @@ seed: int = 0  # of weights, order and views: the same for all three
 gamma: float = 1.25  # of SimPool
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
@@ -165,7 +170,7 @@ verdict_table("simpool-2", "simpool-4", "simpool-6")
 # **1.** How many more parameters has ViT-B (width 768) with SimPool than with [CLS]? Put a number; no need to build it.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.extra_parameters(answer)

@@ -12,7 +12,7 @@
 # **1.** SimPool brings $2d^2 + 2d$, the class token ($d$) and its position ($d$) leave: $2d^2$ remain.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.extra_parameters(2 * 768**2)
 

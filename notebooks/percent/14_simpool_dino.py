@@ -31,6 +31,11 @@ scale: str = "smoke"  # smoke: two runs of seconds on scenes; small: two runs of
 seed: int = 0  # of weights, order and views: the same for both
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The paper's table
 #
@@ -68,7 +73,7 @@ for role in ("supervised", "dino"):
 # %%
 from lib.data.scenes import render
 from lib.train import build, configure
-from lib.training import seed_step
+from lib.engine.seeds import seed_step
 
 scenes = render(torch.arange(16), size=64)
 sizes, labels = torch.full((16, 2), 64), torch.zeros(16).long()
@@ -147,7 +152,7 @@ verdict_table("simpool-3")
 # **1.** In the paper's table, which architecture gains most k-NN from SimPool: `resnet50`, `convnext_s` or `vit_s`?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.largest_gain(answer)

@@ -12,7 +12,7 @@
 # **1.** Subtract the rows.
 
 # %%
-from lib import exercises
+from course import exercises
 from lib.results.papers import paper_table
 
 table = paper_table("simpool", "self_supervised")

@@ -30,6 +30,11 @@ scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: th
 images: int = 4  # images to show
 size: int = 64  # pixels a side that the networks see; patches are 8 pixels
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The images, and the rule that chooses them
 #
@@ -37,18 +42,13 @@ size: int = 64  # pixels a side that the networks see; patches are 8 pixels
 # cover between 5% and 50% of the picture; then the first `images` of these. The rule sees no network.
 
 # %%
-from lib import recipes
-from lib.data.bank import Stream
-from lib.data.loading import read_table
 from lib.data.views import center_view, denormalise
 from lib.evaluation.objects import boxes_in_view
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "localization")
-table = read_table(settings["data"], settings["split"])
-table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
-source = Stream(table, settings["canvas"], "cpu")
+source, _ = create_evaluation("localization", scale).test_stream(boxed=True)
 pixels, sizes, labels = next(source.batches([torch.arange(len(source))]))
-boxes = [boxes_in_view(torch.tensor(b), s, 1.0, size) for b, s in zip(table["boxes"].to_pylist(), sizes)]
+boxes = [boxes_in_view(torch.tensor(b), s, 1.0, size) for b, s in zip(source.table["boxes"].to_pylist(), sizes)]
 areas = torch.tensor([((b[:, 2:] - b[:, :2]).prod(1).sum() / size**2).item() for b in boxes])
 suited = [i for i in range(len(boxes)) if 0.05 < areas[i] < 0.5]
 first = {int(labels[i]): i for i in reversed(suited)}
@@ -62,7 +62,7 @@ print(f"{len(suited)} of {len(boxes)} images suit; images {chosen} are shown")
 # SimPool: trained on the photographs of Imagenette with labels, without (DINO), and not at all.
 
 # %%
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
 
 networks = kept_networks("supervised", "dino")
 view = center_view(pixels[chosen], size, crop=1.0, sizes=sizes[chosen])
@@ -126,17 +126,19 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from lib import recipes
 from lib.data import bank
+from lib.engine.log import read_log
+from lib.engine.loop import train, training_steps
 from lib.train import build, configure
-from lib.training import read_log, train, training_steps
 
 train_set = bank("scenes", "train", 64, fraction=0.4, progress=False)
 mass = {"even": {epoch: 100 * objects.mean().item() for epoch in range(4)}}
 for entry in ("benchmark", "supervised"):
-    config = configure(recipes.entry(f"smoke/{entry}"), {"pooling": "simpool", "epochs": 3, "knn_epochs": 1})
+    config = configure(recipes.entry(f"smoke/{entry}"), {"pooling": "simpool", "epochs": 3})
     learner = build(config, training_steps(train_set, config)[1], "cpu")
     with TemporaryDirectory() as folder:
-        train(learner, train_set, config, folder, evaluate=keep_maps, progress=False)
+        train(learner, train_set, config, folder, seed=config.seed, evaluate=keep_maps, evaluation_epochs=1, progress=False)
         mass[type(learner.encoder).__name__] = {
             line["epoch"]: line["attention mass"] for line in read_log(folder) if "attention mass" in line
         }
@@ -184,7 +186,7 @@ verdict_table("simpool-4", "simpool-6", "simpool-11")
 # **1.** Evenly spread attention, boxes that cover 30% of the pictures on average: what attention mass do you expect, in percent?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.even_attention_mass(answer)

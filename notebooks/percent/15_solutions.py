@@ -12,7 +12,7 @@
 # **1.** Each patch has the same share, so the mass inside is the covered area: 30%.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.even_attention_mass(30.0)
 

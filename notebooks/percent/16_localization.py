@@ -31,6 +31,11 @@ scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: on
 images: int = 100  # how many images of each set to measure, from the first on; 0 measures all
 size: int = 64  # pixels a side that the networks see; patches are 8 pixels
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## From a map to a box
 #
@@ -100,25 +105,19 @@ print(f"best IoU {curve.max():.2f} at threshold {int(curve.argmax())}")
 # Transformer of width 128 and depth 4), with [CLS] and with SimPool: trained with labels, without (DINO), and not at all.
 
 # %%
-from lib import recipes
-from lib.data.bank import Stream
-from lib.data.loading import read_table
-from lib.evaluation.objects import true_objects
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "localization")
 sources, boxes, objects = {}, {}, {}
-for data, split in [(settings["data"], settings["split"])] + [("horses", "test")] * (scale == "small"):
-    table = read_table(data, split)
-    if "boxes" in table.column_names:
-        table = table.filter([len(found) > 0 for found in table["boxes"].to_pylist()])
-    sources[data] = Stream(table.slice(0, images or None), settings["canvas"], "cpu")
-    boxes[data], inside = true_objects(sources[data], size=settings["box_size"])
-    objects[data] = inside.get("mask_area", inside["box_area"])
-    covered = ", ".join(f"{name} {100 * part.mean():.1f}%" for name, part in inside.items())
+for other in [{}] + [dict(data="horses", split="test")] * (scale == "small"):
+    evaluation = create_evaluation("localization", scale, images=images, size=size, crop=1.0, **other)
+    data = evaluation.settings.data
+    sources[data], boxes[data], objects[data], areas = evaluation.load().test
+    covered = ", ".join(f"{name} {area:.1f}%" for name, area in areas.items())
     print(f"{data}: {len(boxes[data])} images; {covered}")
+pixels = evaluation.settings.box_size
 
 # %%
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
 
 networks = kept_networks("supervised", "dino")
 
@@ -136,7 +135,7 @@ for data, source in sources.items():
     for name, network in networks.items():
         for kind, found in localization_maps(network, source, size=size).items():
             maps[data, name, kind] = found
-            ious = threshold_ious(found, boxes[data], image_size=settings["box_size"])
+            ious = threshold_ious(found, boxes[data], image_size=pixels)
             curves[data, name, kind] = {level: 100 * (ious >= level).double().mean(0) for level in levels}
 
 # %% [markdown]
@@ -147,7 +146,7 @@ for data, source in sources.items():
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.localization import trivial_accuracy
 
-trivial = {data: trivial_accuracy(boxes[data], image_size=settings["box_size"]) for data in sources}
+trivial = {data: trivial_accuracy(boxes[data], image_size=pixels) for data in sources}
 figure, axes = plt.subplots(1, len(sources), figsize=(6.8 * len(sources), 3.8), squeeze=False)
 for axis, data in zip(axes[0], sources):
     for name in networks:
@@ -197,7 +196,6 @@ from torchvision.transforms.functional import to_pil_image
 
 from lib.data.views import center_view, denormalise
 
-pixels = settings["box_size"]
 for data, source in sources.items():
     chosen = torch.linspace(0, len(source) - 1, 4).long()
     canvas, sizes, _ = next(source.batches([chosen]))
@@ -246,7 +244,7 @@ verdict_table("simpool-4", "simpool-6", "simpool-11")
 # **1.** An object's box covers 45% of the image. At which of the IoU levels 0.3, 0.5 and 0.7 is the whole image a right box?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None  # a list of levels
 exercises.whole_image_levels(answer)

@@ -12,7 +12,7 @@
 # **1.** The box lies inside the image, so they share 45% and cover 100% together: an IoU of 0.45, enough for 0.3 alone.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.whole_image_levels([0.3])
 

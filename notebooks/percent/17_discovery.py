@@ -31,6 +31,11 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 scale: str = "smoke"  # smoke: recorded networks on procedural scenes; small: the same on VOC 2007 under $COMPANION_DATA
 images: int = 100  # how many images to measure, from the first on; 0 measures all
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## Two ways to a box
 #
@@ -67,14 +72,12 @@ image_grid({"degree": [(similar > 0).sum(1).view(grid)], "LOST's mask": [found.m
 # trained with labels, without (DINO), and not at all.
 
 # %%
-from lib import recipes
-from lib.data.loading import read_table
-from lib.results.checkpoints import kept_networks
+from lib.keep import kept_networks
+from lib.measure import create_evaluation
 
-settings = recipes.measurement(scale, "discovery")
-table = read_table(settings.pop("data"), settings.pop("split"))
-table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
-table = table.slice(0, images or None)
+evaluation = create_evaluation("discovery", scale, images=images)
+inputs, settings = evaluation.load(), evaluation.options
+table = inputs.test
 networks = kept_networks("supervised", "dino")
 print(f"{len(table)} images, {sum(len(boxes) for boxes in table['boxes'].to_pylist())} boxes; {settings}")
 
@@ -84,7 +87,7 @@ print(f"{len(table)} images, {sum(len(boxes) for boxes in table['boxes'].to_pyli
 # The first four images. White: the true boxes. Orange: LOST. Green: DINO-seg.
 
 # %% tags=["nbval-ignore-output"]
-from lib.data.whole import read_image
+from lib.data.reading import read_image
 from lib.evaluation.discovery import discover
 
 first = table.slice(0, 4)
@@ -105,9 +108,7 @@ image_grid(rows, size=2)
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-from lib.evaluation.discovery import discovery_accuracy
-
-live = {name: discovery_accuracy(network, table, **settings) for name, network in networks.items()}
+live = {name: evaluation.measure(network, inputs) for name, network in networks.items()}
 titles = {"lost": "LOST", "dino_seg": "DINO-seg", "dino_seg_official": "DINO-seg (released code)"}
 corlocs = pd.DataFrame(live).T[list(titles)].rename(columns=titles)
 for trivial in ("whole_image", "centred_box"):
@@ -149,7 +150,7 @@ verdict_table("simpool-5")
 # are in the mask of an image of 5 x 7?
 
 # %%
-from lib import exercises
+from course import exercises
 
 seed, size = None, None
 exercises.lost_of_equal_keys(seed, size)

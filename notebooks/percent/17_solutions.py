@@ -12,7 +12,7 @@
 # **1.** All degrees are equal, and ties go to the first patch: number 0. Everything resembles it, so all 35 patches are in the mask.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.lost_of_equal_keys(0, 35)
 

@@ -32,6 +32,11 @@ seed: int = 0  # of weights, order and views
 gammas: list = [1.0, 2.0, 4.0]  # powers of SimPool's generalised mean to train
 pairs: int = 3  # pairs of timed steps; 0 leaves the timing out
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The price list
 #
@@ -156,7 +161,7 @@ verdict_table("simpool-8", "simpool-9", "simpool-10")
 # **1.** How many blocks of ViT-S cost as many parameters as SimPool brings ($2d^2 + 2d$, $d = 384$)? Round to two places.
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.blocks_for_simpool(answer)

@@ -12,7 +12,7 @@
 # **1.** A block has 1,774,464 parameters, SimPool 295,680: a sixth of a block.
 
 # %%
-from lib import exercises
+from course import exercises
 
 blocks = (2 * 384**2 + 2 * 384) / 1_774_464
 print(f"{blocks:.2f}")

@@ -30,6 +30,11 @@ scale: str = "smoke"  # smoke: four runs of seconds on scenes; small: four runs 
 seed: int = 0  # of weights, order, views and masks: the same for all runs
 record: bool = False  # leave a line in records/ for each finished run
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The idea in one line
 #
@@ -75,15 +80,15 @@ live = {pair: run(entry, pooling=pair[0], masking=pair[1], seed=seed, record=rec
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
 
-from lib.results.figures import NAMES
+from lib.results.titles import TITLES
 
 names = {"none": "[CLS]", "simpool": "SimPool"}
-rows = {(names[p], NAMES[m]): {"k-NN": r.metrics["knn"], "untrained k-NN": r.metrics["untrained_knn"]} for (p, m), r in live.items()}
+rows = {(names[p], TITLES[m]): {"k-NN": r.metrics["knn"], "untrained k-NN": r.metrics["untrained_knn"]} for (p, m), r in live.items()}
 table = pd.DataFrame(rows).T
 table.round(1)
 
 # %% tags=["nbval-ignore-output"]
-gain = table["k-NN"].unstack()[NAMES["attmask_high"]] - table["k-NN"].unstack()[NAMES["block"]]
+gain = table["k-NN"].unstack()[TITLES["attmask_high"]] - table["k-NN"].unstack()[TITLES["block"]]
 print(f"AttMask-High less block-wise: {gain.round(1).to_dict()}; guidance by SimPool adds {gain['SimPool'] - gain['[CLS]']:.1f} points")
 
 # %% [markdown]
@@ -106,7 +111,7 @@ for (pooling, masking), found in live.items():
         seen = load_encoder(found).features(views)
     objects = adaptive_avg_pool2d(scenes.masks[:, 0].float(), seen.grid).flatten(1) > 0.5  # Bool[n, N]
     mask = attention_mask(seen.attention.mean(1), 0.3, strategy="high")
-    hidden[names[pooling], NAMES[masking]] = 100 * (mask & objects).sum().item() / objects.sum().item()
+    hidden[names[pooling], TITLES[masking]] = 100 * (mask & objects).sum().item() / objects.sum().item()
 pd.Series(hidden, name="object patches hidden, %").to_frame().assign(random=30.0).round(1)
 
 # %% [markdown]
@@ -140,7 +145,7 @@ verdict_table("attmask-1", "simpool-6")
 # SimPool's guidance add?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.guidance(answer)

@@ -12,7 +12,7 @@
 # **1.** $(34 - 32) - (33 - 30) = -1$: it takes a point away, although SimPool with AttMask-High is the best of the four.
 
 # %%
-from lib import exercises
+from course import exercises
 
 exercises.guidance((34 - 32) - (33 - 30))
 

@@ -28,6 +28,11 @@ print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 # %% tags=["parameters"]
 experiment: str = ""  # show the runs of one experiment only; empty shows all
 
+# %%
+from lib.keys import check_parameters
+
+check_parameters(globals())
+
 # %% [markdown]
 # ## The mechanism on one image: how a verdict comes about
 #
@@ -74,9 +79,9 @@ verdict_table().join(claims().set_index("id").text)
 # key behind it trains, or measures, one of them again. A `+` behind a commit means that the sources were changed since.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.tables import provenance
+from lib.results.tables import recorded_commands
 
-provenance(experiment or None)
+recorded_commands(experiment or None)
 
 # %% [markdown]
 # ## Coverage
@@ -103,7 +108,7 @@ published.groupby(["paper", "table"]).evidence.agg(["size", "first"]).rename(col
 # **1.** How far above zero must the mean of three paired differences with standard deviation 1.0 lie to be *reproduced*?
 
 # %%
-from lib import exercises
+from course import exercises
 
 answer = None
 exercises.smallest_reproduced(answer)

@@ -14,7 +14,7 @@
 # %%
 from scipy import stats
 
-from lib import exercises
+from course import exercises
 
 answer = stats.t.ppf(0.975, 2) * 1.0 / 3**0.5
 print(round(answer, 2))

@@ -7,10 +7,10 @@ import torch
 from lib.distillation.losses import DINOLoss
 from lib.evaluation import dino_seg, in9_class, lost, region_similarity, revisited_map
 from lib.evaluation.backgrounds import background_variants
-from lib.evaluation.finetune import layerwise_optimizer
 from lib.evaluation.localization import attention_mass, threshold_ious, trivial_accuracy
 from lib.evaluation.segmentation import sliding_window
 from lib.learning.contrastive import info_nce
+from lib.learning.optimizers import layerwise_optimizer
 from lib.masking import attention_mask
 from lib.models import create_model
 from lib.pooling import create_pooling, landscape, pooling_names

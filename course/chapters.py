@@ -59,7 +59,7 @@ def drop_progress(file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lib.results.chapters", description="List the notebooks, or make them from notebooks/percent."
+        prog="python -m course.chapters", description="List the notebooks, or make them from notebooks/percent."
     )
     parser.add_argument("--write", action="store_true", help="sync and execute the notebooks")
     parser.add_argument("notebooks", nargs="*", metavar="NN", help="starts of names; the default is all")

@@ -1,0 +1,210 @@
+"""Reading images and masks from a table: decoding, resizing, and reading ahead with threads.
+
+An encoded picture is a dict with ``bytes`` or a ``path``, as the Hub stores images, and optionally ``row``, its row in the table. Every error
+names the file and the row.
+"""
+
+import io
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The errors of Pillow and the file system for a picture that is missing or damaged.
+ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError, Image.DecompressionBombError)
+MASK_MODES = ("P", "L", "1", "I", "I;16")  # palettes and greys
+AHEAD = 8  # pictures read in advance, one at a time
+CHECKED = 32  # pixels a side at least, at which an image is decoded to check it
+
+
+class Damage(UserWarning):
+    """An image or mask could not be read and is left out."""
+
+
+# ---- one picture ------------------------------------------------------------------------------------------------------
+
+
+def encoded(table: pa.Table, row: int, column: str = "image") -> dict:
+    """The encoded picture of a row of a table (see ``lib.data.layouts``)."""
+    return table[column][row].as_py() | {"row": row}
+
+
+def name_of(picture: dict) -> str:
+    """A picture's file and row, for errors."""
+    row = "" if picture.get("row") is None else f" (row {picture['row']})"
+    return f"{picture['path'] or 'picture without a name'}{row}"
+
+
+@contextmanager
+def opened(picture: dict, side: int | None = None) -> Iterator[Image.Image]:
+    """``Image.open`` with errors that name the file and the row; with ``side``, a JPEG is decoded smaller, but to ``side`` pixels at least."""
+    try:
+        image = Image.open(picture["path"] if picture["path"] and not picture["bytes"] else io.BytesIO(picture["bytes"] or b""))
+        if side is not None:
+            image.draft(None, (side, side))
+        image.load()
+    except ERRORS as error:
+        raise ValueError(f"{name_of(picture)}: damaged or not an image ({error})") from error
+    with closing(image):
+        yield image
+
+
+def read_image(picture: dict, box: list[float] | None = None) -> Image.Image:
+    """An encoded image in RGB, or the part of it in a box (x0, y0, x1, y1 in pixels, rounded).
+
+    Raises:
+        ValueError: a file that is missing or damaged, or a box without any pixel of the image; the file is named.
+    """
+    with opened(picture) as original:
+        image = original.convert("RGB")
+    if box is None:
+        return image
+    x0, y0, x1, y1 = map(round, box)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(f"{name_of(picture)}: the box {box} holds none of its {image.width} x {image.height} pixels")
+    return image.crop((x0, y0, x1, y1))
+
+
+def read_mask(picture: dict, size: tuple[int, int] | None = None) -> Tensor:
+    """A mask image as Long[H, W]: the indices of a palette image, the values of others.
+
+    Args:
+        picture: the encoded mask.
+        size: (height, width) of its image; None does not compare.
+
+    Raises:
+        ValueError: a file that is missing or damaged, has colours, or is not of its image's size; the file is named.
+    """
+    with opened(picture) as image:
+        if image.mode not in MASK_MODES:
+            raise ValueError(f"{name_of(picture)}: has colours ({image.mode}), accepts a palette or grey image")
+        values = np.array(image)
+    if size is not None and values.shape != tuple(size):
+        raise ValueError(f"{name_of(picture)}: got a mask of {values.shape}, accepts {tuple(size)}, its image's size")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def read_canvas(picture: dict, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """An encoded image squeezed to a square, uint8[size, size, 3], and its original (height, width)."""
+    try:
+        with Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] else picture["path"]) as image:
+            width, height = image.size
+            if min(width, height) > 2 * size:
+                image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)), (height, width)
+    except ERRORS as error:
+        raise ValueError(f"{name_of(picture)}: damaged or not an image ({error})") from error
+
+
+def fitted(size: tuple[int, int], *, shortest: int | None = None, longest: int | None = None, multiple: int = 1) -> tuple[int, int]:
+    """The (height, width) to which an image is resized.
+
+    Args:
+        size: (height, width) of the original.
+        shortest, longest: pixels of the shorter or of the longer side; the other one follows. Without both, images keep their size.
+        multiple: sides are rounded down to multiples of it, at least one.
+
+    Raises:
+        ValueError: both sides given, or a number below 1.
+    """
+    for name, value in (("shortest", shortest), ("longest", longest), ("multiple", multiple)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, accepts 1 or more")
+    if shortest is not None and longest is not None:
+        raise ValueError(f"longest: got {longest} beside shortest {shortest}, accepts None there")
+    scale = shortest / min(size) if shortest is not None else longest / max(size) if longest is not None else 1.0
+    height, width = (max(multiple, int(side * scale + 1e-6) // multiple * multiple) for side in size)
+    return height, width
+
+
+def read_fitted(picture: dict, box: list[float] | None = None, **sides: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image, or its part in a box, resized (bicubic) to the size from ``fitted``, uint8[h, w, 3], and its (height, width) before that."""
+    image = read_image(picture, box)
+    size = (image.height, image.width)
+    height, width = fitted(size, **sides)
+    if (height, width) != size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image), size
+
+
+# ---- many pictures ----------------------------------------------------------------------------------------------------
+
+
+def processors() -> int:
+    """The number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+
+
+def read_ahead(read: Callable[[T], R], groups: Iterable[Iterable[T]], *, ahead: int, workers: int | None = None) -> Iterator[list[R]]:
+    """``[read(item) for item in group]`` for each group, computed in advance by threads.
+
+    Args:
+        read: the work of the threads. Each uses one thread of torch: with torch's default, each would start a team of its own, and a training
+            at the same time would be three times as slow.
+        groups: groups of items.
+        ahead: groups in advance.
+        workers: threads; None is the number of processors.
+    """
+    with ThreadPoolExecutor(workers or processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[list[Future[R]]] = deque()
+        for group in groups:
+            waiting.append([pool.submit(read, item) for item in group])
+            if len(waiting) > ahead:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+
+
+def read_intact(read: Callable[[int], R], count: int, title: str | None = None) -> Iterator[tuple[int, R]]:
+    """(row, ``read(row)``) for each of ``count`` rows, with a progress bar if there is a title.
+
+    Rows for which ``read`` raises ``ValueError`` are left out; a ``Damage`` warning gives the reason.
+    """
+
+    def attempt(row: int) -> R | ValueError:
+        try:
+            return read(row)
+        except ValueError as error:
+            return error
+
+    results = read_ahead(attempt, ([row] for row in range(count)), ahead=AHEAD)
+    for row, [result] in enumerate(tqdm(results, title, count, disable=title is None, mininterval=2, unit="image")):
+        if isinstance(result, ValueError):
+            warnings.warn(f"{result}; left out", Damage, stacklevel=2)
+        else:
+            yield row, result
+
+
+def intact(table: pa.Table, *, progress: bool = False) -> pa.Table:
+    """The rows of a table whose image, and mask if there are masks, can be read; a ``Damage`` warning names each of the others.
+
+    Called before a long evaluation, so that a damaged file neither ends it nor goes unnoticed. ``progress`` shows a bar.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    columns = [name for name in ("image", "mask") if name in table.column_names]
+
+    def check(row: int) -> None:
+        for column in columns:
+            with opened(encoded(table, row, column), side=CHECKED):
+                pass
+
+    rows = [row for row, _ in read_intact(check, len(table), "checking images" if progress else None)]
+    if not rows:
+        raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
+    return table if len(rows) == len(table) else table.take(pa.array(rows, pa.int64()))

@@ -1,0 +1,134 @@
+"""Images at their own aspect ratio with their instances, or with the class of every pixel."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.data.dataset import Dataset
+from lib.data.fingerprint import fingerprint
+from lib.data.reading import encoded, fitted, name_of, read_ahead, read_fitted, read_intact, read_mask
+
+AHEAD = 2  # batches read in advance
+VOID = 255  # label of pixels that do not count
+
+
+class Instances(NamedTuple):
+    """The objects of an image: boxes Float[n, 4] (x0, y0, x1, y1 in pixels), classes Long[n] from 0, masks Bool[n, h, w]."""
+
+    boxes: Tensor
+    classes: Tensor
+    masks: Tensor
+
+
+class AnnotatedDataset(Dataset):
+    """Images that keep their aspect ratio, so that a batch is a list, and their targets.
+
+    Args:
+        table: see ``lib.data.layouts``.
+        device: where images and targets go.
+        sides: ``longest`` or ``shortest``, pixels of that side; the other one follows.
+    """
+
+    columns: tuple[tuple[str, ...], ...] = ()  # the table has one column of each
+
+    def __init__(self, table: pa.Table, device: str | torch.device = "cpu", **sides: Any):
+        if not all(set(table.column_names).intersection(names) for names in self.columns):
+            accepted = ", ".join(" or ".join(names) for names in self.columns)
+            raise ValueError(f"table: got the columns {', '.join(table.column_names)}, accepts {accepted} besides image")
+        fitted((1, 1), **sides)  # raises the error of a wrong argument here
+        self.table, self.device, self.sides = table, device, sides
+        self.fingerprint = fingerprint(table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], Tensor, list]]:
+        for pictures in read_ahead(self.read, (rows.tolist() for rows in indices), ahead=AHEAD):
+            images, sizes, targets = zip(*pictures)
+            yield list(images), torch.tensor(sizes), list(targets)
+
+    def read(self, row: int) -> tuple[Tensor, tuple[int, int], Any]:
+        """An image uint8[3, h, w], the original's (height, width), and its target."""
+        pixels, size = read_fitted(encoded(self.table, row), **self.sides)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        return image.to(self.device), size, self.target(row, size, (image.shape[1], image.shape[2]))
+
+    def intact(self, title: str | None = None) -> Iterator[tuple[Tensor, tuple[int, int], Any]]:
+        """``read`` of every image that can be read; a ``Damage`` warning names each of the others. A title shows a progress bar."""
+        return (picture for _, picture in read_intact(self.read, len(self), title))
+
+    @abstractmethod
+    def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Any:
+        """The target of an image whose original (height, width) is ``size`` and that is resized to ``input_size``."""
+
+
+class InstanceDataset(AnnotatedDataset):
+    """Images with ``Instances``; the table has ``boxes``, ``classes``, and ``polygons`` or a ``mask`` that numbers the objects from 1."""
+
+    columns = (("boxes",), ("classes",), ("polygons", "mask"))
+
+    def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
+        boxes = torch.tensor(self.table["boxes"][row].as_py(), dtype=torch.float32).view(-1, 4)
+        if "polygons" in self.table.column_names:
+            outlines = self.table["polygons"][row].as_py()
+            masks = torch.stack([_filled(outline, size) for outline in outlines]) if len(boxes) else torch.zeros(0, *size)
+        else:
+            masks = read_mask(encoded(self.table, row, "mask"), size) == torch.arange(1, len(boxes) + 1).view(-1, 1, 1)
+        scale = boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]]).repeat(2)
+        classes = torch.tensor(self.table["classes"][row].as_py(), dtype=torch.int64)
+        parts = boxes * scale, classes, _resized(masks, input_size).bool()
+        return Instances(*(part.to(self.device) for part in parts))
+
+
+class SemanticDataset(AnnotatedDataset):
+    """Images with the class of every pixel, Long[h, w] at the original's size; ``VOID`` marks pixels that do not count.
+
+    The values of the column ``mask`` are classes; those above ``void`` are lowered by one. In tables with ``classes``, the values are the
+    numbers of objects instead, and class 0 is the background.
+
+    Args:
+        table, device, sides: as in ``AnnotatedDataset``.
+        void: the value of pixels that do not count; -1 is none.
+        num_classes: the number of classes.
+    """
+
+    columns = (("mask",),)
+
+    def __init__(self, table: pa.Table, device: str | torch.device = "cpu", *, void: int, num_classes: int, **sides: Any):
+        super().__init__(table, device, **sides)
+        self.void, self.num_classes = void, num_classes
+
+    def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Tensor:
+        picture, void = encoded(self.table, row, "mask"), self.void
+        values = read_mask(picture, size)
+        if "classes" in self.table.column_names:  # numbers beyond the last object have no class
+            classes = self.table["classes"][row].as_py()
+            values, void = torch.tensor([0, *(label + 1 for label in classes)] + [self.num_classes] * 255)[values], -1
+        labels = values - ((values > void) & (void >= 0)).long()
+        invalid = values[(values != void) & (labels >= self.num_classes)]
+        if len(invalid):
+            besides = "" if void < 0 else f" besides {void}, void"
+            raise ValueError(f"{name_of(picture)}: holds the class {int(invalid[0])}, accepts {self.num_classes} classes{besides}")
+        return torch.where(values == void, VOID, labels).to(self.device)
+
+
+def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """[n, H, W] -> [n, h, w], nearest."""
+    if tuple(masks.shape[1:]) == size or not len(masks):
+        return masks if len(masks) else masks.new_zeros(0, *size)
+    return F.interpolate(masks[None].float(), size, mode="nearest-exact")[0]
+
+
+def _filled(polygons: list[list[float]], size: tuple[int, int]) -> Tensor:
+    """Bool[H, W]: the pixels inside any of the polygons x, y, x, y, …, by the rule of COCO's own tools."""
+    from faster_coco_eval.core import mask
+
+    outlines = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not outlines:
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.from_numpy(mask.decode(mask.merge(mask.frPyObjects(outlines, *size)))).bool()

@@ -1,0 +1,1 @@
+"""What makes a training go: the loop, its seeds, processes, log and checkpoints."""

@@ -1,0 +1,34 @@
+"""A training's checkpoint: whole at every moment, and read without executing pickled code."""
+
+from pathlib import Path
+
+import torch
+
+from lib import files
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def save_checkpoint(state: dict, folder: Path) -> None:
+    """Write a training's state; see ``lib.files.replacing``."""
+    with files.replacing(folder / CHECKPOINT) as partial:
+        torch.save(state, partial)
+
+
+def load_checkpoint(folder: Path, device="cpu") -> dict:
+    """Read a training's state.
+
+    Raises:
+        ValueError: a missing or damaged file, named.
+    """
+    file = folder / CHECKPOINT
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file}: damaged checkpoint ({type(error).__name__}: {error}); delete it to start this run anew") from error
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote has left."""
+    for partial in folder.glob(f"{CHECKPOINT}.*.partial"):
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""One process, or the several that ``torchrun`` started."""
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+
+
+class Processes:
+    """A learner in this process, or in each of several (by accelerate, which is imported only then).
+
+    Args:
+        learner: what is trained; the attribute ``learner`` is what to call in its place.
+        batch_size: images a step over all processes, a multiple of their number.
+    """
+
+    def __init__(self, learner: nn.Module, batch_size: int):
+        self.learner, self.rank, self.count = learner, 0, int(os.environ.get("WORLD_SIZE", 1))
+        if self.count > 1:
+            if batch_size % self.count:
+                raise ValueError(f"batch_size: got {batch_size}, {self.count} processes accept a multiple of {self.count}")
+            from accelerate import Accelerator, InitProcessGroupKwargs
+
+            # The others wait while the first one evaluates.
+            patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+            accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu", kwargs_handlers=[patience])
+            self.learner, self.rank = accelerator.prepare_model(learner), accelerator.process_index
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all processes have to ask."""
+        if self.count == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=next(self.learner.parameters()).device)
+        torch.distributed.all_reduce(votes)
+        return votes.item() > 0
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def part(self, indices: Tensor) -> Tensor:
+        """This process's part of a batch."""
+        return indices[self.rank :: self.count]
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Let several processes go on together: torchrun ends them all as soon as one has ended otherwise than well."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def default_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,113 @@
+"""The objects that the training loop trains: a learner and its configuration. Each method declares both, and its name, in one file."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lib.keys import Keys
+from lib.learning.optimizers import make_optimizer
+from lib.models import Model
+from lib.pooling import pooling_names
+
+METHODS: dict[str, type["Learner"]] = {}  # by name, in the order of their declaration
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Keys):
+    """Keys of every training. Their values are in ``recipes/``."""
+
+    data: str  # a card in data_cards/
+    fraction: float  # of each class's training images
+    canvas: int  # pixels a side of the decoded images
+    train_size: int  # pixels a side in training; of the global crops with multi-crop
+    eval_size: int  # pixels a side in evaluation
+    epochs: int
+    batch_size: int  # images a step, over all processes
+    lr: float  # at a batch of 256; scaled linearly
+    lr_final: float  # end of the cosine, not scaled
+    warmup_epochs: float
+    weight_decay: float  # of matrices, at the start
+    weight_decay_final: float  # end of the cosine
+    clip: float  # upper bound of each parameter's gradient norm; 0 is none
+    precision: str  # float32, or bfloat16 for autocast
+    compile: bool  # torch.compile
+    drop_path: float  # probability, at the last block
+    checkpoint_steps: int  # steps between checkpoints
+    log_steps: int  # steps between lines of the log
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_counts("epochs", "batch_size", "log_steps", "checkpoint_steps")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: got {self.precision!r}, accepts float32, bfloat16")
+
+    def check_counts(self, *names: str) -> None:
+        """Raise ``ValueError`` if one of these keys is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(TrainingConfig):
+    """Keys that every recipe entry has: those of a training, its network, and its evaluation by k-NN."""
+
+    method: str  # a name in METHODS
+    seed: int
+    arch: str  # a name that lib.models.create_model accepts
+    patch_size: int  # pixels; of Vision Transformers
+    pooling: str  # a name in lib.pooling.pooling_names(); none is the network's own
+    gamma: float  # of SimPool
+    pooling_options: dict = field(default_factory=dict)  # other options of the pooling, see its class
+    eval_crop: float  # side of the evaluated crop as a fraction of the image's shorter side
+    knn_epochs: int  # epochs between k-NN evaluations; 0 evaluates at the end only
+    knn_k: list[int]  # neighbours
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.knn_k or any(k < 1 for k in self.knn_k):
+            raise ValueError(f"knn_k: got {self.knn_k!r}, accepts a list of counts, at least one")
+        if self.pooling != "none" and self.pooling not in pooling_names():
+            raise ValueError(f"pooling: got {self.pooling!r}, accepts none, {', '.join(pooling_names())}")
+        if "gamma" in self.pooling_options or (self.pooling_options and self.pooling == "none"):
+            raise ValueError(f"pooling_options: got {self.pooling_options}, accepts options of a pooling; gamma is a key of its own")
+
+
+class Learner(nn.Module):
+    """A module that ``lib.engine.loop.train`` trains.
+
+    ``learner(images, sizes, targets, step, generator)`` on a batch of a ``lib.data.Dataset`` returns a dict of scalars: ``"loss"`` is minimised,
+    and all are logged. A subclass with a name, ``class DINO(Learner, method="dino")``, is a method of recipe entries; it is created as
+    ``DINO(config, steps)`` from its ``Config`` and the length of the training.
+
+    A learner with ``pretext`` also returns ``"right"`` and ``"chance"``: the fractions in [0, 1] of its pretext questions that the network, and
+    the best constant answer, answer correctly.
+    """
+
+    Config: ClassVar[type[TrainingConfig]]
+    pretext: ClassVar[bool] = False
+    encoder: nn.Module  # the network that is evaluated and kept
+
+    def __init_subclass__(cls, *, method: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if method is not None:
+            METHODS[method] = cls
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Its parameter groups have ``"decays"``, whether weight decay applies, and optionally ``"lr_scale"``, a factor of the rate."""
+        return make_optimizer(self)
+
+    def before_update(self, step: int) -> None:
+        """Called between the backward pass and the optimiser's step."""
+
+    def after_update(self, step: int) -> None:
+        """Called after the optimiser's step."""
+
+    def compile_blocks(self) -> None:
+        """Compile each transformer block on its own, which is quick and accepts any shape; other networks are compiled whole."""
+        for network in [module for module in self.modules() if isinstance(module, Model)]:
+            blocks = getattr(network, "blocks", None)
+            for block in [network] if blocks is None else blocks[:-1]:  # the last block returns its attention
+                block.compile()

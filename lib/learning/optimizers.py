@@ -1,0 +1,53 @@
+"""Optimisers, whose rates and decays the loop sets at every step, and gradient clipping."""
+
+from collections.abc import Iterable
+
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+
+def make_optimizer(learner: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
+    """AdamW or SGD (momentum 0.9) with weight decay on matrices only."""
+    trainable = [p for p in learner.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "decays": True},
+        {"params": [p for p in trainable if p.ndim <= 1], "decays": False},
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> torch.optim.Optimizer:
+    """AdamW whose rate decreases by a factor from each layer of a timm network to the layer below it (BEiT: Bao et al., ICLR 2022, appendix).
+
+    Args:
+        network: its last layer has the full rate, or with heads one factor less.
+        decay: the factor.
+        heads: modules on top of the network, at the full rate.
+    """
+    groups = param_groups_layer_decay(network, weight_decay=1.0, layer_decay=decay)
+    if heads:
+        last = max(group["lr_scale"] for group in groups)  # the last layers may have nothing to learn
+        for group in groups:
+            group["lr_scale"] *= decay / last
+    for head in heads:
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        groups += [
+            {"params": [p for p in parameters if (p.ndim > 1) == bool(wd)], "weight_decay": wd, "lr_scale": 1.0} for wd in (0.0, 1.0)
+        ]
+    for group in groups:
+        group["decays"] = group["weight_decay"] > 0
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def clip_each(parameters: Iterable[Tensor], limit: float) -> None:
+    """Bound the norm of each parameter's gradient on its own (DINO, iBOT), in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_add_(norms, 1e-6)
+    factors = torch._foreach_reciprocal(norms)
+    torch._foreach_mul_(factors, limit)
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(gradients, factors)
