@@ -112,7 +112,7 @@ print(
 # %% [markdown]
 # ## The runs
 #
-# One encoder, one loop, one length; the question differs, and with its head the draw of the first weights. Each learner is a small module on `lib/training.py`'s loop:
+# One encoder, one loop, one length; the question differs, and with its head the draw of the first weights. Each learner is a small module on `lib/engine/loop.py`'s loop:
 # `lib/learning/pretext.py`, `lib/learning/contrastive.py`, `lib/learning/supervised.py`.
 
 # %% tags=["nbval-ignore-output"]
