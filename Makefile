@@ -8,7 +8,7 @@ CONDA := $(firstword $(shell command -v mamba micromamba conda 2>/dev/null))
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test record notebooks check types book clean
+.PHONY: help install reproduce test record notebooks check book clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,11 +43,8 @@ record: install  ## train, measure and record missing evidence for BUDGET minute
 notebooks: install  ## make the notebooks from notebooks/percent: sync, execute, strip
 	$(BIN)/python -m course.chapters --write
 
-check: install  ## check style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-
-types: install  ## check types
-	$(BIN)/mypy
+check: install  ## check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 book: install  ## build the book into book/_build
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'

@@ -1,63 +1,56 @@
 """Which patch tokens to hide from the student: random, block-wise and attention-guided masks.
 
 A mask is ``Bool[batch, tokens]`` over the patch tokens in row-major order (no class token); **True means masked**.
-Every function draws from its ``generator`` alone, on the generator's device.
+Every function draws from its ``generator`` alone, on the generator's device; None is torch's global generator on the CPU.
 
 Sources: AttMask (Kakogeorgiou et al., ECCV 2022, section 3.2), BEiT (Bao et al., ICLR 2022, algorithm 1) as used by
 iBOT (Zhou et al., ICLR 2022), MAE (He et al., CVPR 2022) for the ratio of 75%.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Device = torch.device | str | None
+
 
 class Request(NamedTuple):
-    """What a strategy has to mask: ``counts`` Long[B] tokens of each row, from the ``ratios`` Float64[B] on a ``grid`` (H, W).
+    """The arguments of a strategy."""
 
-    ``attention`` is Float[B, H * W] for strategies that look at it; hints come from the ``hint_pool`` most attended part of the tokens;
-    randomness comes from the ``generator``.
-    """
-
-    counts: Tensor
-    ratios: Tensor
-    grid: tuple[int, int]
-    attention: Tensor | None
-    hint_pool: float
+    counts: Tensor  # Long[B], tokens to mask in each row
+    ratios: Tensor  # Float64[B], the ratios that gave the counts
+    grid: tuple[int, int]  # (H, W) in patches
+    attention: Tensor | None  # Float[B, H * W], for strategies that need it
+    hint_pool: float  # fraction of the tokens, the most attended, from which hints are drawn
     generator: torch.Generator | None
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A masking strategy; ``STRATEGIES`` declares them by name."""
+    """A masking strategy. ``STRATEGIES`` lists all of them by name."""
 
-    sample: Callable[[Request], Tensor]  # gives Bool[B, H * W], True = masked
+    sample: Callable[[Request], Tensor]  # returns Bool[B, H * W], True = masked
     needs_attention: bool = False
-    ratio: float | None = None  # of its own, in place of the drawn one
+    ratio: float | None = None  # a fixed ratio that replaces the random one
 
 
 def needs_attention(strategy: str) -> bool:
-    """Whether a strategy of ``STRATEGIES`` looks at the teacher's attention."""
+    """Whether a strategy of ``STRATEGIES`` needs the teacher's attention."""
     _check_choice("strategy", strategy, STRATEGIES)
     return STRATEGIES[strategy].needs_attention
 
 
-def random_mask(batch: int, tokens: int, ratio: float, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """Mask exactly ``int(ratio * tokens)`` tokens of each row, chosen uniformly.
+def random_mask(batch: int, tokens: int, ratio: float, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
+    """A mask Bool[batch, tokens] of exactly ``int(ratio * tokens)`` random tokens in each row.
 
     Args:
-        batch: number of rows.
-        tokens: tokens a row.
+        batch, tokens: number of rows, and of tokens in each row.
         ratio: masked fraction in [0, 1); 0 gives an empty mask.
-        generator: source of randomness; None is torch's global one.
-        device: where the mask lies; None is the generator's device.
-
-    Returns:
-        Bool[batch, tokens], True = masked.
+        generator, device: source of randomness, and the device of the mask; None is the generator's device.
 
     Raises:
         ValueError: a count below 1, or a ratio outside [0, 1).
@@ -69,22 +62,19 @@ def random_mask(batch: int, tokens: int, ratio: float, *, generator: torch.Gener
     return _random(counts, tokens, generator).to(device or _device_of(generator))
 
 
-def block_mask(batch: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """Mask rectangles until ``int(ratio * H * W)`` tokens are reached, never more (BEiT algorithm 1, as in iBOT).
+def block_mask(
+    batch: int, grid: tuple[int, int], ratio: float, *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """A mask Bool[batch, H * W] of random rectangles with ``int(ratio * H * W)`` tokens, never more (BEiT algorithm 1, as in iBOT).
 
     A block covers at least ``(min(H, W) // 3) ** 2`` tokens (fewer where the target itself is smaller), has a log-uniform
-    aspect ratio in [0.3, 1 / 0.3] and is smaller than the grid on both sides. When ten attempts in a row fit nowhere the
-    mask stays below its target, so a grid of one row or one column stays unmasked.
+    aspect ratio in [0.3, 1 / 0.3] and is smaller than the grid on both sides. After ten attempts in a row that do not fit, the
+    mask stays below its target. So a grid of one row or one column stays unmasked.
 
     Args:
-        batch: number of rows.
+        batch, generator, device: as in ``random_mask``.
         grid: patches (down, across).
         ratio: target fraction in [0, 1); 0 gives an empty mask.
-        generator: source of randomness; None is torch's global one.
-        device: where the mask lies; None is the generator's device.
-
-    Returns:
-        Bool[batch, H * W], True = masked.
 
     Raises:
         ValueError: a count below 1, a grid that is not two counts, or a ratio outside [0, 1).
@@ -105,22 +95,19 @@ def attention_mask(
     hint_ratio: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """AttMask: mask the tokens that the teacher attends most (or least).
+    """AttMask: a mask Bool[B, N] of the tokens that the teacher attends most (or least).
 
     Args:
-        attention: Float[B, N], the teacher's attention of [CLS] over the patches, mean over heads (AttMask eq. 5). Ties
-            go to the lower index.
+        attention: Float[B, N], the teacher's attention of [CLS] over the patches, mean over heads (AttMask eq. 5). Of tokens
+            with equal attention, the one with the lower index comes first.
         ratio: masked fraction r in [0, 1).
-        strategy: ``"high"`` masks the ``int(r N)`` most attended tokens, ``"low"`` the least attended. ``"hint"`` masks as
-            high does and then reveals up to ``int(hint_ratio N)`` masked tokens, drawn without replacement from the
+        strategy: ``"high"`` masks the ``int(r N)`` most attended tokens, ``"low"`` the least attended. ``"hint"`` masks like
+            ``"high"`` and then reveals up to ``int(hint_ratio N)`` masked tokens, drawn without replacement from the
             ``int(hint_pool N)`` most attended ones.
         hint_pool: fraction of the tokens, the most attended, from which hints are drawn.
         hint_ratio: fraction of the tokens that is revealed; None is ``hint_pool * ratio`` as in the paper's text (the
             released code draws a second ratio r' and reveals ``hint_pool * r'``).
-        generator: source of randomness of the hints; None is torch's global one.
-
-    Returns:
-        Bool[B, N], True = masked.
+        generator: source of randomness of the hints.
 
     Raises:
         ValueError: attention that is not a floating [B, N], an unknown strategy, or a ratio out of range.
@@ -144,28 +131,22 @@ def draw_masks(
     share_ratio: bool = True,
     hint_pool: float = 0.1,
     generator: torch.Generator | None = None,
-    device=None,
+    device: Device = None,
 ) -> Tensor:
-    """The masks of one training step: each row is masked with ``probability``, at a ratio r ~ U(ratio_range).
-
-    ``share_ratio`` draws one r for the whole batch (what AttMask's code does for its own strategies) instead of one a row
-    (what iBOT's code does for block and random). A comparison must use one setting for all strategies. A strategy with a
-    ratio of its own, as ``random75``, takes that.
+    """The masks Bool[batch, H * W] of one training step. Each row is masked with ``probability``, at a ratio r ~ U(ratio_range) or
+    at the fixed ratio of a strategy such as ``random75``.
 
     Args:
         strategy: one of ``STRATEGIES``.
-        batch: rows, two global crops of each image.
-        grid: patches (down, across).
+        batch: number of rows, two global crops of each image.
+        grid, hint_pool: as in ``block_mask`` and ``attention_mask``.
         attention: Float[batch, H * W], needed by the AttMask strategies only.
         ratio_range: bounds of r, within [0, 1).
-        probability: that a row is masked at all.
-        share_ratio: one r a batch, or one a row.
-        hint_pool: as of ``attention_mask``.
-        generator: source of randomness, best on the CPU; None is torch's global one.
-        device: where the masks lie; None is the attention's device, or the generator's.
-
-    Returns:
-        Bool[batch, H * W], True = masked.
+        probability: probability that a row is masked at all.
+        share_ratio: draw one r for the whole batch, as AttMask's code does for its own strategies, instead of one for each row,
+            as iBOT's code does for block and random. A comparison must use one setting for all strategies.
+        generator: source of randomness, best on the CPU.
+        device: device of the masks; None is the device of the attention or, without attention, of the generator.
 
     Raises:
         ValueError: an argument out of range, or an AttMask strategy without attention.
@@ -182,58 +163,63 @@ def draw_masks(
         got = None if attention is None else f"{attention.dtype} of shape {tuple(attention.shape)}"
         raise ValueError(f"attention: got {got}, {strategy} accepts floats of shape {(batch, tokens)}")
 
-    chosen = STRATEGIES[strategy]
-    low, high = ratio_range if chosen.ratio is None else (chosen.ratio, chosen.ratio)
+    method = STRATEGIES[strategy]
+    low, high = ratio_range if method.ratio is None else (method.ratio, method.ratio)
     ratios = low + (high - low) * torch.rand(1 if share_ratio else batch, generator=generator, device=where, dtype=torch.float64)
-    masked = torch.rand(batch, generator=generator, device=where) < probability
-    ratios = torch.where(masked, ratios.expand(batch), 0.0)
-    masks = chosen.sample(Request((ratios * tokens).long(), ratios, grid, attention, hint_pool, generator))
+    has_mask = torch.rand(batch, generator=generator, device=where) < probability
+    ratios = torch.where(has_mask, ratios.expand(batch), 0.0)
+    masks = method.sample(Request((ratios * tokens).long(), ratios, grid, attention, hint_pool, generator))
     return masks.to(device or (where if attention is None else attention.device))
 
 
-def _random(counts: Tensor, tokens: int, generator) -> Tensor:
+def _random(counts: Tensor, tokens: int, generator: torch.Generator | None) -> Tensor:
     scores = torch.rand(len(counts), tokens, generator=generator, device=_device_of(generator))
     return _first(scores.argsort(dim=1, stable=True), counts)
 
 
-def _attended(attention: Tensor, counts: Tensor, ratio, strategy: str, hint_pool: float, hint_ratio, generator) -> Tensor:
-    """``counts`` [B] tokens a row by attention; ``ratio`` is a float or [B]."""
+def _attended(
+    attention: Tensor,
+    counts: Tensor,
+    ratio: float | Tensor,
+    strategy: str,
+    hint_pool: float,
+    hint_ratio: float | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Mask ``counts`` [B] tokens of each row by attention; ``ratio`` is one number or [B]."""
     _check_ratio("hint_pool", hint_pool, top=True)
     tokens = attention.shape[1]
     order = attention.argsort(dim=1, descending=strategy != "low", stable=True)  # [B, N], the first to mask first
     mask = _first(order, counts)
     if strategy == "hint":
-        if hint_ratio is None:
-            hint_ratio = hint_pool * ratio
-        else:
+        if hint_ratio is not None:
             _check_ratio("hint_ratio", hint_ratio, top=True)
-        revealed = (torch.as_tensor(hint_ratio, dtype=torch.float64, device=counts.device).expand(len(counts)) * tokens).long()
+        shares = hint_pool * ratio if hint_ratio is None else hint_ratio
+        hints = (torch.as_tensor(shares, dtype=torch.float64, device=counts.device).expand(len(counts)) * tokens).long()
         pool = counts.clamp(max=int(hint_pool * tokens))  # hints come from tokens that are masked
         scores = torch.rand(counts.shape[0], tokens, generator=generator, device=_device_of(generator)).to(attention.device)
-        beyond = torch.arange(tokens, device=attention.device) >= pool.to(attention.device)[:, None]
-        drawn = scores.masked_fill(beyond, 2.0).argsort(dim=1, stable=True)  # places within the order, the pool's first
-        mask &= ~_first(order.gather(1, drawn), revealed.minimum(pool))
+        outside = torch.arange(tokens, device=attention.device) >= pool.to(attention.device)[:, None]
+        positions = scores.masked_fill(outside, 2.0).argsort(dim=1, stable=True)  # positions within the order, those of the pool first
+        mask &= ~_first(order.gather(1, positions), hints.minimum(pool))
     return mask
 
 
 def _first(order: Tensor, counts: Tensor) -> Tensor:
     """Bool[B, N]: True for the first ``counts[b]`` indices of each row of ``order``."""
-    taken = torch.arange(order.shape[1], device=order.device) < counts.to(order.device)[:, None]
-    return torch.zeros_like(taken).scatter_(1, order, taken)
+    is_first = torch.arange(order.shape[1], device=order.device) < counts.to(order.device)[:, None]
+    return torch.zeros_like(is_first).scatter_(1, order, is_first)
 
 
-def _blocks(counts: Tensor, grid: tuple[int, int], generator) -> Tensor:
+def _blocks(counts: Tensor, grid: tuple[int, int], generator: torch.Generator | None) -> Tensor:
     height, width = grid
-    # A rejection sampler of scalars: plain Python numbers, drawn in bulk from the generator.
     draws = _uniforms(generator)
     masks = torch.zeros(len(counts), height, width, dtype=torch.bool)
     for mask, target in zip(masks.numpy(), counts.tolist()):
-        smallest = min((min(height, width) // 3) ** 2, target)
-        remaining = target
-        while remaining > 0:
-            placed = 0
+        min_area = min((min(height, width) // 3) ** 2, target)
+        tokens_left = target
+        while tokens_left > 0:
             for _ in range(10):
-                area = smallest + (remaining - smallest) * next(draws)
+                area = min_area + (tokens_left - min_area) * next(draws)
                 aspect = math.exp(math.log(0.3) + 2 * math.log(1 / 0.3) * next(draws))
                 h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
                 if h >= height or w >= width:
@@ -241,23 +227,24 @@ def _blocks(counts: Tensor, grid: tuple[int, int], generator) -> Tensor:
                 top, left = int(next(draws) * (height - h + 1)), int(next(draws) * (width - w + 1))
                 block = mask[top : top + h, left : left + w]
                 new = h * w - int(block.sum())
-                if 0 < new <= remaining:
+                if 0 < new <= tokens_left:
                     block[:] = True
-                    placed = new
+                    tokens_left -= new
                     break
-            if not placed:
-                break
-            remaining -= placed
+            else:
+                break  # ten attempts in a row did not fit
     return masks.flatten(1).to(_device_of(generator))
 
 
-def _uniforms(generator):
+def _uniforms(generator: torch.Generator | None) -> Iterator[float]:
+    """Uniform numbers in [0, 1) without end, drawn 256 at a time: single draws would make ``_blocks`` slow."""
     while True:
         yield from torch.rand(256, generator=generator, device=_device_of(generator), dtype=torch.float64).tolist()
 
 
 def _attention_strategy(strategy: str) -> Strategy:
     def sample(request: Request) -> Tensor:
+        assert request.attention is not None  # draw_masks checks it
         return _attended(request.attention, request.counts, request.ratios, strategy, request.hint_pool, None, request.generator)
 
     return Strategy(sample, needs_attention=True)
@@ -275,27 +262,27 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def _device_of(generator) -> torch.device:
+def _device_of(generator: torch.Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
 
-def _check_count(name: str, value) -> None:
+def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: got {value!r}, accepts an integer of at least 1")
 
 
-def _check_grid(grid) -> None:
+def _check_grid(grid: tuple[int, int]) -> None:
     if len(grid) != 2:
         raise ValueError(f"grid: got {grid!r}, accepts (height, width) in patches")
     for side in grid:
         _check_count("grid", side)
 
 
-def _check_ratio(name: str, value, *, top: bool = False) -> None:
+def _check_ratio(name: str, value: float, *, top: bool = False) -> None:
     if not (0 <= value < 1 or top and value == 1):
         raise ValueError(f"{name}: got {value!r}, accepts a number in [0, 1{']' if top else ')'}")
 
 
-def _check_choice(name: str, value, choices) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, accepts one of {', '.join(choices)}")

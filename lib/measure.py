@@ -28,7 +28,7 @@ from lib.evaluation.base import Context, Evaluation, Inputs, Origin, evaluation_
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.evaluation.knn import evaluate_knn
-from lib.models import load_released
+from lib.models import Model, load_released
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import find_run, load_encoder, untrained_encoder
@@ -36,9 +36,9 @@ from lib.train import find_run, load_encoder, untrained_encoder
 
 def evaluate(
     name: str,
-    network: nn.Module,
+    network: Model,
     *,
-    untrained: nn.Module | None = None,
+    untrained: Model | None = None,
     scale: str = "small",
     origin: Origin | None = None,
     root: str | Path | None = None,
@@ -65,7 +65,7 @@ def evaluate(
     """
     evaluation = create_evaluation(name, scale, origin=origin or _origin_of(network), **overrides)
     inputs = evaluation.load(root=root, device=next(network.parameters()).device, progress=progress)
-    networks: dict[bool, Callable[[], nn.Module]] = {True: lambda: network}
+    networks: dict[bool, Callable[[], Model]] = {True: lambda: network}
     if untrained is not None:
         networks[False] = lambda: untrained
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +177,7 @@ def _make(measurement: Measurement, root, device: torch.device, budget: float | 
 def _figures(
     evaluation: Evaluation,
     inputs: Inputs,
-    networks: dict[bool, Callable[[], nn.Module]],
+    networks: dict[bool, Callable[[], Model]],
     folder: Callable[[bool], Path],
     *,
     budget: float | None = None,
@@ -199,7 +199,7 @@ def _figures(
     return figures if inputs.left_out is None else figures | {"left_out": float(inputs.left_out)}
 
 
-def _origin_of(network: nn.Module) -> Origin:
+def _origin_of(network: Model) -> Origin:
     """Of a network that is no run: its image size."""
     size = getattr(network, "_hub_mixin_config", {}).get("img_size", Origin.size)
     return Origin(size=size if isinstance(size, int) else max(size))

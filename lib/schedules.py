@@ -1,4 +1,4 @@
-"""Schedules as arrays with one value a step."""
+"""Schedules as arrays with one value for each step or epoch."""
 
 import math
 
@@ -7,17 +7,13 @@ from torch import Tensor
 
 
 def cosine_schedule(base: float, final: float, steps: int, *, warmup_steps: int = 0, warmup_start: float = 0.0) -> Tensor:
-    """Linear warm-up from ``warmup_start`` to ``base``, then a half cosine towards ``final``.
+    """Float64[steps]: a linear warm-up from ``warmup_start`` to ``base``, then a half cosine towards ``final``.
 
     Args:
         base: value at the end of the warm-up, which the warm-up includes.
         final: value that the cosine approaches; it would be reached at index ``steps``.
-        steps: length of the schedule.
-        warmup_steps: length of the warm-up, at most ``steps``.
+        steps, warmup_steps: length of the schedule, and of the warm-up in it.
         warmup_start: first value of the warm-up.
-
-    Returns:
-        Float64[steps].
 
     Raises:
         ValueError: a negative length, or a warm-up longer than the schedule.
@@ -32,10 +28,8 @@ def cosine_schedule(base: float, final: float, steps: int, *, warmup_steps: int 
 
 
 def linear_then_constant(start: float, end: float, epochs: int, ramp_epochs: int) -> Tensor:
-    """The teacher's temperature: linear over the first ``ramp_epochs`` epochs (its end included), then constant.
-
-    Returns:
-        Float64[epochs]; a ramp longer than the training is shortened to it.
+    """Float64[epochs]: the teacher's temperature. It changes linearly over the first ``ramp_epochs`` epochs, which include ``end``, and
+    is constant afterwards. A ramp longer than the training is shortened to it.
     """
     ramp = torch.linspace(start, end, min(ramp_epochs, epochs), dtype=torch.float64)
     return torch.cat([ramp, torch.full((epochs - len(ramp),), end, dtype=torch.float64)])

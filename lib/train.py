@@ -27,7 +27,7 @@ from lib.evaluation.features import accuracy, features_and_logits, pooled_featur
 from lib.evaluation.knn import evaluate_knn
 from lib.evaluation.pretext import pretext_accuracy
 from lib.learning.base import METHODS, Learner, MethodConfig
-from lib.models import network_of
+from lib.models import Model, network_of
 from lib.results.runs import Run
 
 FIGURES = ("knn", "accuracy", "task")  # starts of the names of what is evaluated
@@ -112,7 +112,7 @@ def fractions_for(scale: str) -> list[float]:
     return recipes.fractions(scale, default_device().type)
 
 
-def load_encoder(run: Run, device="cpu") -> nn.Module:
+def load_encoder(run: Run, device="cpu") -> Model:
     """The network that a finished run has trained, in evaluation mode."""
     encoder = network_of(run.config)
     encoder.load_state_dict(run.encoder_weights())
@@ -125,7 +125,7 @@ def build(config: MethodConfig, steps: int, device) -> Learner:
         return METHODS[config.method](config, steps).to(device)
 
 
-def untrained_encoder(run: Run, device="cpu") -> nn.Module:
+def untrained_encoder(run: Run, device="cpu") -> Model:
     """The network from which a run started."""
     config = cast(MethodConfig, METHODS[run.config["method"]].Config.of(run.entry, run.config))
     return build(config, config.epochs, device).encoder.eval()

@@ -1,6 +1,6 @@
 """Datasets by the name of their card in ``data_cards/``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +25,13 @@ class Card:
     folders: dict[str, float]  # local folder -> fraction of each class's training images that it holds
     layout: tuple[str, ...]  # names in lib.data.layouts.LAYOUTS, tried in turn
     splits: dict[str, int]  # split -> images in the full dataset
-    local_splits: dict[str, str]  # split -> its name in local folders
-    hub_splits: dict[str, str]  # split -> its name on the Hub
-    hub_options: dict[str, str]  # further arguments of datasets.load_dataset
-    columns: dict[str, list[str]]  # our name of a column -> possible names in the source
     class_names: list[str]
-    images_per_class: int  # of the full training split, at most; 0 where a fraction counts all images, not those of each class
     licence: str
+    local_splits: dict[str, str] = field(default_factory=dict)  # split -> its name in local folders
+    hub_splits: dict[str, str] = field(default_factory=dict)  # split -> its name on the Hub
+    hub_options: dict[str, str] = field(default_factory=dict)  # further arguments of datasets.load_dataset
+    columns: dict[str, list[str]] = field(default_factory=dict)  # our name of a column -> possible names in the source
+    images_per_class: int = 0  # of the full training split, at most; 0 where a fraction counts all images, not those of each class
 
 
 @cache
@@ -48,20 +48,16 @@ def card(name: str) -> Card:
         front = yaml.safe_load(file.read_text(encoding="utf-8").split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
         label = next((f["dtype"] for f in info["features"] if f["name"] == "label"), None)  # None without classes
-        names = list(label["class_label"]["names"].values()) if isinstance(label, dict) else []
+        optional = ("local_splits", "hub_splits", "hub_options", "columns", "images_per_class")
         return Card(
             name=name,
             hub=ours["hub"],
             folders=ours["folders"],
             layout=tuple(ours["layout"]),
             splits={s["name"]: s["num_examples"] for s in info["splits"]},
-            local_splits=ours.get("local_splits", {}),
-            hub_splits=ours.get("hub_splits", {}),
-            hub_options=ours.get("hub_options", {}),
-            columns=ours.get("columns", {}),
-            class_names=names,
-            images_per_class=ours.get("images_per_class", 0),
+            class_names=list(label["class_label"]["names"].values()) if isinstance(label, dict) else [],
             licence=front["license_name"] if front["license"] == "other" else front["license"],
+            **{key: ours[key] for key in optional if key in ours},
         )
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: front matter is incomplete or damaged ({error!r})") from error

@@ -1,4 +1,4 @@
-"""A training's checkpoint: whole at every moment, and read without executing pickled code."""
+"""A training's checkpoint: complete at every moment, and read without executing pickled code."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def save_checkpoint(state: dict, folder: Path) -> None:
-    """Write a training's state; see ``lib.files.replacing``."""
+    """Write a training's state with ``lib.files.replacing``."""
     with files.replacing(folder / CHECKPOINT) as partial:
         torch.save(state, partial)
 
 
-def load_checkpoint(folder: Path, device="cpu") -> dict:
+def load_checkpoint(folder: Path, device: str | torch.device = "cpu") -> dict:
     """Read a training's state.
 
     Raises:
@@ -29,6 +29,6 @@ def load_checkpoint(folder: Path, device="cpu") -> dict:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote has left."""
+    """Delete the partial files of a process that was killed while it wrote."""
     for partial in folder.glob(f"{CHECKPOINT}.*.partial"):
         partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any, TextIO
 
 from lib import files
 
@@ -10,7 +11,7 @@ LOG = "log.jsonl"
 
 
 def read_log(folder: str | Path) -> list[dict]:
-    """The lines of a run's ``log.jsonl``; a last line that was cut off is left out."""
+    """The lines of a run's ``log.jsonl``, without an incomplete last line."""
     file = Path(folder) / LOG
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
@@ -25,17 +26,18 @@ class Log:
     """Writes lines of figures.
 
     Args:
-        folder: where the log lies.
-        step: the step from which the training goes on; lines after it are dropped.
-        enabled: False writes nothing, for all processes but the first.
+        folder: of the log.
+        step: the step from which the training continues; later lines are dropped.
+        enabled: False writes nothing, in all processes but the first.
     """
 
     def __init__(self, folder: Path, step: int, *, enabled: bool):
-        self.file = self.board = None
+        self.file: TextIO | None = None
+        self.board: Any = None  # TensorBoard's writer
         if not enabled:
             return
-        kept = [line for line in read_log(folder) if line["step"] <= step] if step else []
-        files.write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in read_log(folder) if line["step"] <= step] if step else []
+        files.write_text(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
         self.file = open(folder / LOG, "a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -44,7 +46,7 @@ class Log:
         except ImportError:  # a compute node without it
             pass
 
-    def write(self, step: int, **figures) -> None:
+    def write(self, step: int, **figures: Any) -> None:
         """Add a line with the step and the figures."""
         if self.file is None:
             return
@@ -55,7 +57,6 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        for writer in (self.file, self.board):
+            if writer is not None:
+                writer.close()

@@ -1,12 +1,13 @@
-"""The one training loop: step, log, checkpoint, resume.
+"""The only training loop: step, log, checkpoint, resume.
 
-A resumed run continues exactly where it was, on a CPU to the last bit (see ``lib.engine.seeds``).
+A resumed run continues exactly where it stopped, on a CPU with bit-equal results (see ``lib.engine.seeds``).
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,24 +39,24 @@ def train(
     evaluation_epochs: int = 0,
     progress: bool = True,
 ) -> bool:
-    """Train ``learner`` on ``dataset`` and leave log and checkpoints in ``folder``; a folder with a checkpoint is resumed.
+    """Train ``learner`` on ``dataset`` with log and checkpoints in ``folder``; a training with a checkpoint there is resumed.
 
     Args:
-        learner: what is trained, on its device.
+        learner: on its device.
         dataset: the training images.
         config: the recipe.
         folder: where ``log.jsonl``, ``checkpoint.pt`` and TensorBoard's files go.
-        seed: of the order of the images and of everything that is random in a step.
+        seed: of the order of the images and of all randomness in a step.
         budget: seconds after which to stop with a checkpoint; None never stops.
-        evaluate: called as ``evaluate(encoder, epoch)`` before the first epoch (0) and after the last one; what it returns is logged.
-        evaluation_epochs: epochs between further calls of ``evaluate``; 0 makes none.
+        evaluate: called as ``evaluate(encoder, epoch)`` before the first epoch (0) and after the last one; its figures are logged.
+        evaluation_epochs: epochs between further calls of ``evaluate``; 0 is none.
         progress: show a bar.
 
     Returns:
         True when the training is complete, False when the budget ended first.
 
     Raises:
-        ValueError: a data set smaller than a batch, or a damaged checkpoint.
+        ValueError: a dataset smaller than a batch, or a damaged checkpoint.
         NonFiniteLoss: the training diverged.
     """
     started = time.monotonic()
@@ -100,7 +101,7 @@ def training_steps(dataset: Dataset, config: TrainingConfig) -> tuple[int, int]:
 
 
 class _Loop:
-    """The state of a training: the step, the optimiser, sums of the losses since the last line of the log, and clocks."""
+    """The state of a training: the step, the optimiser, sums of the losses since the last line of the log, and times."""
 
     def __init__(self, learner: Learner, dataset: Dataset, config: TrainingConfig, folder: Path, seed: int, started: float):
         self.learner, self.config, self.folder, self.seed, self.started = learner, config, folder, seed, started
@@ -114,7 +115,7 @@ class _Loop:
         self.rates = cosine_schedule(peak, config.lr_final, self.steps, warmup_steps=warmup).tolist()
         self.decays = cosine_schedule(config.weight_decay, config.weight_decay_final, self.steps).tolist()
         self.optimizer = learner.make_optimizer()
-        self.step, self.seconds = 0, 0.0  # done; spent by earlier calls
+        self.step, self.seconds = 0, 0.0  # completed steps; seconds of earlier calls
         self.sums: dict[str, Tensor] = {}
         self._resume()
         if config.compile:
@@ -123,7 +124,7 @@ class _Loop:
             remove_partial_files(folder)
         self.log = Log(folder, self.step, enabled=self.processes.main)
         self.parameters = [p for p in learner.parameters() if p.requires_grad]
-        self.healthy = torch.ones((), device=self.device)  # NaN or infinite once any loss since the last check was
+        self.healthy = torch.ones((), device=self.device)  # NaN or infinite as soon as a loss was
         self._start_clock()
 
     def _resume(self) -> None:
@@ -134,11 +135,11 @@ class _Loop:
             self.step, self.seconds, self.sums = state["step"], state["seconds"], state["averages"]
 
     def _start_clock(self) -> None:
-        """Of the speed that is logged."""
-        self.clock, self.clocked = time.monotonic(), self.step
+        """Start the measurement of the speed that is logged."""
+        self.clock, self.clock_step = time.monotonic(), self.step
 
     def indices(self) -> Iterator[Tensor]:
-        """The numbers of the images of the remaining steps; this process's part of each batch."""
+        """The numbers of the images in each remaining step, this process's part of each batch."""
         epoch, order = -1, torch.empty(0)
         for step in range(self.step, self.steps):
             if step // self.steps_per_epoch != epoch:
@@ -147,12 +148,11 @@ class _Loop:
             start = step % self.steps_per_epoch * self.config.batch_size
             yield self.processes.part(order[start : start + self.config.batch_size])
 
-    def update(self, images, sizes: Tensor, targets) -> None:
+    def update(self, images: Any, sizes: Tensor, targets: Any) -> None:
         """One step of the training."""
         config, step = self.config, self.step
         generator = seed_step(self.seed, step, self.processes.rank)
-        bfloat16 = config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext():
             losses = self.processes.learner(images, sizes, targets, step, generator)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -170,11 +170,11 @@ class _Loop:
         self.step += 1
 
     def write_log(self) -> float:
-        """Write the mean losses since the last line, and give the mean loss."""
+        """Write the mean losses since the last line, and return the mean of ``"loss"``."""
         figures = {name: value.item() / self.config.log_steps for name, value in self.sums.items()}
-        speed = self.config.batch_size * (self.step - self.clocked) / (time.monotonic() - self.clock)
-        place = dict(epoch=self.step / self.steps_per_epoch)
-        self.log.write(self.step, **place, **figures, lr=self.rates[self.step - 1], images_per_second=round(speed, 1))
+        speed = self.config.batch_size * (self.step - self.clock_step) / (time.monotonic() - self.clock)
+        epoch, rate = self.step / self.steps_per_epoch, self.rates[self.step - 1]
+        self.log.write(self.step, epoch=epoch, **figures, lr=rate, images_per_second=round(speed, 1))
         self.sums = {}
         self._start_clock()
         return figures["loss"]
@@ -195,7 +195,6 @@ class _Loop:
         largest = torch.stack(torch._foreach_norm([p.detach() for p in self.parameters], float("inf")))
         if not (torch.isfinite(self.healthy) and torch.isfinite(largest).all()):
             file = self.folder / CHECKPOINT
-            kept = f"the checkpoint before it is kept in {file}" if file.is_file() else "there was no checkpoint yet"
-            raise NonFiniteLoss(
-                f"the loss or a weight is not finite at or shortly before step {self.step}; {kept}. A lower lr or a longer warm-up helps."
-            )
+            last = f"the checkpoint before it is kept in {file}" if file.is_file() else "there was no checkpoint yet"
+            place = f"at or shortly before step {self.step}"
+            raise NonFiniteLoss(f"the loss or a weight is not finite {place}; {last}. A lower lr or a longer warm-up helps.")

@@ -1,4 +1,4 @@
-"""One process, or the several that ``torchrun`` started."""
+"""A training in one process, or in several that ``torchrun`` started."""
 
 import os
 from datetime import timedelta
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Processes:
-    """A learner in this process, or in each of several (by accelerate, which is imported only then).
+    """A learner in one process or in several; several use accelerate, which is imported only then.
 
     Args:
-        learner: what is trained; the attribute ``learner`` is what to call in its place.
+        learner: the trained learner; the attribute ``learner`` is called in its place.
         batch_size: images a step over all processes, a multiple of their number.
     """
 
@@ -22,13 +22,12 @@ class Processes:
                 raise ValueError(f"batch_size: got {batch_size}, {self.count} processes accept a multiple of {self.count}")
             from accelerate import Accelerator, InitProcessGroupKwargs
 
-            # The others wait while the first one evaluates.
-            patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+            patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first one evaluates
             accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu", kwargs_handlers=[patience])
             self.learner, self.rank = accelerator.prepare_model(learner), accelerator.process_index
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all processes have to ask."""
+        """Whether the flag is true in any process; all processes have to call this."""
         if self.count == 1:
             return flag
         votes = torch.tensor(float(flag), device=next(self.learner.parameters()).device)
@@ -50,7 +49,7 @@ def first_process() -> bool:
 
 
 def wait_for_all() -> None:
-    """Let several processes go on together: torchrun ends them all as soon as one has ended otherwise than well."""
+    """Wait until all processes are here: torchrun ends all of them as soon as one fails."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 

@@ -1,4 +1,4 @@
-"""All randomness of step t follows from (seed, t), and the order of epoch e from (seed, e)."""
+"""All randomness of step t depends on (seed, t) alone, and the order of epoch e on (seed, e)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator starts from a seed within, and goes on outside as if nothing had been."""
+    """Seed torch's global CPU generator inside the context; its state outside does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -23,5 +23,5 @@ def seed_step(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order in which an epoch goes through ``count`` images, Long[count]."""
+    """The order of ``count`` images in an epoch, Long[count]."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))

@@ -1,9 +1,9 @@
-"""How far a classifier leans on backgrounds: ImageNet-9 and its variants.
+"""How much a classifier relies on backgrounds: ImageNet-9 and its variants.
 
-Source: Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", ICLR 2021, section 2 and
-appendix A.
+Source: Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", ICLR 2021, section 2 and appendix A.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,41 +12,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.data.bank import Stream
+from lib.data.bank import Bank, Stream
 from lib.data.dataset import Dataset
 from lib.data.reading import encoded, read_mask
 from lib.data.views import center_view
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import ViewEvaluation
 from lib.evaluation.linear import LinearSettings, probed
+from lib.models import Model
 
 IN9_CLASSES = ("dog", "bird", "vehicle", "reptile", "carnivore", "insect", "instrument", "primate", "fish")
-# First and last class of ImageNet-1k in each run of classes that belong to one of the nine. A class belongs to the one above it
-# in WordNet's tree, in which ImageNet keeps a single parent: greyhounds are racers there, game birds are game, domestic cats are
-# domestic animals, a golf cart is golf equipment and a mobile home is housing.
+# First and last class of ImageNet-1k in each run of consecutive classes that belong to one of the nine. A class belongs to its ancestor in
+# WordNet's tree, in which ImageNet keeps a single parent: greyhounds are racers there, game birds are game, domestic cats are domestic
+# animals, a golf cart is golf equipment and a mobile home is housing.
 _IN9_RUNS = (
-    ((151, 170), (173, 268)),
-    ((7, 24), (87, 100), (127, 146)),
-    (
-        *((407, 408), (428, 428), (436, 436), (444, 444), (468, 468), (511, 511), (547, 547), (555, 555), (561, 561), (565, 565)),
-        *((569, 569), (573, 573), (586, 586), (603, 603), (609, 609), (612, 612), (627, 627), (656, 656), (661, 661), (665, 665)),
-        *((670, 671), (675, 675), (690, 690), (705, 705), (717, 717), (734, 734), (751, 751), (757, 757), (791, 791), (802, 803)),
-        *((817, 817), (820, 820), (829, 829), (847, 847), (864, 864), (866, 867), (870, 870), (880, 880)),
-    ),
-    ((33, 68),),
-    ((269, 280), (286, 299), (356, 362), (387, 388)),
-    ((300, 326),),
-    (
-        *((401, 402), (420, 420), (432, 432), (486, 486), (494, 494), (513, 513), (541, 541), (546, 546), (558, 558), (566, 566)),
-        *((577, 577), (579, 579), (593, 594), (641, 642), (683, 684), (687, 687), (699, 699), (776, 776), (822, 822), (875, 875)),
-        *((881, 881), (889, 889)),
-    ),
-    ((365, 384),),
-    ((0, 6), (389, 397)),
+    "151-170 173-268",
+    "7-24 87-100 127-146",
+    "407-408 428 436 444 468 511 547 555 561 565 569 573 586 603 609 612 627 656 661 665 670-671 675 690 705 717 734 751 757 791 "
+    "802-803 817 820 829 847 864 866-867 870 880",
+    "33-68",
+    "269-280 286-299 356-362 387-388",
+    "300-326",
+    "401-402 420 432 486 494 513 541 546 558 566 577 579 593-594 641-642 683-684 687 699 776 822 875 881 889",
+    "365-384",
+    "0-6 389-397",
 )
-_IN9 = {c: nine for nine, runs in enumerate(_IN9_RUNS) for first, last in runs for c in range(first, last + 1)}
+_IN9 = {
+    c: nine
+    for nine, runs in enumerate(_IN9_RUNS)
+    for first, last in re.findall(r"(\d+)-?(\d*)", runs)
+    for c in range(int(first), int(last or first) + 1)
+}
 
-# column in the papers -> (name in the release, what it shows)
+# column in the papers -> (name in the release, content of the images)
 VARIANTS = {
     "OF": ("only_fg", "the object on black"),
     "MS": ("mixed_same", "the object on a background of its class"),
@@ -60,7 +58,7 @@ VARIANTS = {
 
 
 def in9_class(imagenet_class: int) -> int:
-    """Which of the nine classes an ImageNet-1k class belongs to: 0 to 8, or -1 for the 630 others, which always count as wrong.
+    """The one of the nine classes to which an ImageNet-1k class belongs, 0 to 8; -1 for the 630 other classes, which always count as wrong.
 
     Raises:
         ValueError: no class of ImageNet-1k.
@@ -73,11 +71,11 @@ def in9_class(imagenet_class: int) -> int:
 def background_variants(
     images: Tensor, masks: Tensor, boxes: Tensor, labels: Tensor, *, num_classes: int, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Every variant of images whose objects are known.
+    """Every variant of images with annotated objects: uint8[n, 3, S, S] for each name in ``VARIANTS``.
 
-    In the mixed ones, the object is laid over another image whose own object's box is covered with background (as in OBT). The
-    other image is drawn from the same class (and is another one where there is another), from a class drawn uniformly from
-    those that are there, or from the next of them.
+    In the mixed variants, the object is laid over a background image, in which the box of its own object is covered with background (as in
+    OBT). The background image is drawn from the same class (a different image if the class has several), from a class drawn uniformly from
+    those of the images, or from the next of these classes.
 
     Args:
         images: uint8[n, 3, S, S].
@@ -85,13 +83,7 @@ def background_variants(
         boxes: Float[n, 4], around the object, x1 and y1 exclusive.
         labels: Long[n] in [0, num_classes).
         num_classes: C.
-        generator: for the choice of backgrounds, on the CPU.
-
-    Returns:
-        uint8[n, 3, S, S] for each name in ``VARIANTS``.
-
-    Raises:
-        ValueError: shapes or types that do not fit, or no images.
+        generator: of the draws of backgrounds, on the CPU.
     """
     n, size = len(images), images.shape[-1]
     if images.dtype != torch.uint8 or images.shape != (n, 3, size, size) or not n:
@@ -108,14 +100,13 @@ def background_variants(
     present = labels.unique()
     position = torch.searchsorted(present, labels)
     random = torch.randint(len(present), (n,), generator=generator).to(labels.device)
-    laid = {}
+    mixed = {}
     for name, classes in (("MS", position), ("MR", random), ("MN", (position + 1) % len(present))):
-        chosen = _draw(labels, present[classes], generator)
-        laid[name] = torch.where(mask, images, covered[chosen])
+        mixed[name] = torch.where(mask, images, covered[_draw(labels, present[classes], generator)])
     black = torch.zeros((), dtype=torch.uint8, device=images.device)
     return {
         "OF": torch.where(mask, images, black),
-        **laid,
+        **mixed,
         "NF": torch.where(mask, black, images),
         "OBB": torch.where(boxed, black, images),
         "OBT": covered,
@@ -124,9 +115,7 @@ def background_variants(
 
 
 def tile_over(image: Tensor, box: Tensor) -> Tensor:
-    """An image uint8[3, S, S] with a box [4] covered by tiles of the largest rectangle of background beside it; black where the
-    box leaves none.
-    """
+    """An image uint8[3, S, S] with a box [4] covered by tiles of the largest rectangle of background beside it; black if there is none."""
     size = image.shape[-1]
     x0, y0 = (max(0, int(v)) for v in box[:2])
     x1, y1 = (min(size, int(-(-v // 1))) for v in box[2:].tolist())
@@ -145,7 +134,7 @@ def tile_over(image: Tensor, box: Tensor) -> Tensor:
 
 
 def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tensor:
-    """The objects in boxes, found by GrabCut, as ImageNet-9 was made.
+    """The objects in boxes by GrabCut, the method with which ImageNet-9 was made.
 
     Args:
         images: uint8[n, 3, S, S].
@@ -153,8 +142,8 @@ def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tens
         iterations: of GrabCut.
 
     Returns:
-        Bool[n, S, S] on the images' device. GrabCut needs background: where a box covers the whole image, or GrabCut finds
-        nothing, the mask is the box.
+        Bool[n, S, S] on the device of the images. The mask is the box if GrabCut finds nothing, or if the box covers the whole image,
+        because GrabCut needs background.
     """
     import cv2
 
@@ -165,19 +154,19 @@ def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tens
             masks.append(box)
             continue
         cv2.setRNGSeed(0)
-        found = torch.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).byte().cpu().numpy()
+        trimap = torch.where(box, cv2.GC_PR_FGD, cv2.GC_BGD).byte().cpu().numpy()  # changed in place
         pixels = image.permute(1, 2, 0).flip(-1).contiguous().cpu().numpy()
-        cv2.grabCut(pixels, found, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)
-        mask = torch.from_numpy(found).to(image.device) == cv2.GC_PR_FGD
+        cv2.grabCut(pixels, trimap, None, None, None, iterations, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+        mask = torch.from_numpy(trimap).to(image.device) == cv2.GC_PR_FGD
         masks.append(mask if mask.any() else box)
     return torch.stack(masks)
 
 
 def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images whose single object is known, as ImageNet-9 chose them: with one box that covers at most ``most`` of the image.
+    """Images with a single annotated object, selected as in ImageNet-9: with one box that covers at most ``most`` of the image.
 
     Args:
-        source: a ``lib.data.Stream`` whose table has ``boxes`` and, if GrabCut is not to find the objects in them, ``mask``.
+        source: its table has ``boxes``, and ``mask`` unless GrabCut has to find the objects in the boxes.
         most: part of the image.
 
     Returns:
@@ -186,7 +175,7 @@ def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor,
     Raises:
         ValueError: no such image.
     """
-    found = []
+    objects = []
     annotated = source.table["boxes"].to_pylist()
     masked = "mask" in source.table.column_names
     for start, (images, sizes, labels) in zip(range(0, len(source), 256), source.batches(torch.arange(len(source)).split(256))):
@@ -196,14 +185,15 @@ def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor,
             box = torch.tensor(annotated[i], device=image.device) * source.size / torch.tensor([[width, height] * 2], device=image.device)
             if 0 < (box[0, 2:] - box[0, :2]).prod() <= most * source.size**2:
                 mask = _mask(source, i).to(image.device) if masked else grabcut_masks(image[None], box)
-                found.append((image[None], mask, box, label[None]))
-    if not found:
+                objects.append((image[None], mask, box, label[None]))
+    if not objects:
         raise ValueError(f"source: got {len(source)} images, none with a single box of at most {most:.0%} of it, accepts at least one")
-    return tuple(torch.cat(parts) for parts in zip(*found))
+    images, masks, boxes, labels = (torch.cat(parts) for parts in zip(*objects))
+    return images, masks, boxes, labels
 
 
 def _mask(source: Stream, row: int) -> Tensor:
-    """The objects of a row's mask on the canvas, Bool[1, S, S]."""
+    """The objects in the mask of a row, on the canvas, Bool[1, S, S]."""
     mask = read_mask(encoded(source.table, row, "mask"))
     return F.interpolate((mask > 0)[None, None].float(), (source.size, source.size), mode="nearest-exact")[0] > 0
 
@@ -211,36 +201,32 @@ def _mask(source: Stream, row: int) -> Tensor:
 def background_accuracy(
     classify: Callable[[Tensor], Tensor], variants: dict[str, tuple[Tensor, Tensor]], *, size: int, crop: float
 ) -> dict[str, float]:
-    """Accuracy on every variant, in percent.
+    """Accuracy on every variant in percent, and ``background_gap``, the accuracy on MS minus that on MR.
 
     Args:
-        classify: views Float[b, 3, size, size] -> logits Float[b, C]; with 1,000 classes the one of the nine that the class belongs
-            to is what counts.
+        classify: views Float[b, 3, size, size] -> logits Float[b, C]; 1,000 classes are mapped by ``in9_class``.
         variants: name -> (images uint8[n, 3, S, S], labels Long[n]).
         size, crop: of the centre views.
-
-    Returns:
-        A figure for each name, and ``background_gap``, that of MS less that of MR.
     """
     figures = {}
     for name, (images, labels) in variants.items():
-        right = [_named(classify, part, size, crop) == truth for part, truth in zip(images.split(128), labels.split(128))]
+        right = [_predicted(classify, part, size, crop) == truth for part, truth in zip(images.split(128), labels.split(128))]
         figures[name] = 100 * torch.cat(right).double().mean().item()
     return figures | {"background_gap": figures["MS"] - figures["MR"]}
 
 
 @torch.no_grad()
-def _named(classify, images: Tensor, size: int, crop: float) -> Tensor:
-    """The classes that are named, Long[n]; of ImageNet-1k's classes, the one of the nine."""
+def _predicted(classify: Callable[[Tensor], Tensor], images: Tensor, size: int, crop: float) -> Tensor:
+    """The predicted classes, Long[n]; classes of ImageNet-1k are mapped by ``in9_class``."""
     logits = classify(center_view(images, size, crop=crop))
-    named = logits.argmax(1)
+    classes = logits.argmax(1)
     if logits.shape[1] == 1000:
-        named = torch.tensor([in9_class(c) for c in named.tolist()], device=named.device)
-    return named
+        classes = torch.tensor([in9_class(c) for c in classes.tolist()], device=classes.device)
+    return classes
 
 
 def official_variants(source: Stream) -> dict[str, tuple[Tensor, Tensor]]:
-    """ImageNet-9's own images and labels by variant."""
+    """The images and labels of the ImageNet-9 release by variant."""
     names = source.table["variant"].to_pylist()
     variants = {}
     for column, (name, _) in VARIANTS.items():
@@ -248,7 +234,7 @@ def official_variants(source: Stream) -> dict[str, tuple[Tensor, Tensor]]:
         parts = [(images, labels) for images, _, labels in source.batches(rows.split(256))] if len(rows) else []
         if not parts:
             raise ValueError(f"source: has no images of the variant {name}, accepts all of {', '.join(v for v, _ in VARIANTS.values())}")
-        variants[column] = tuple(torch.cat(part) for part in zip(*parts))
+        variants[column] = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
     return variants
 
 
@@ -260,59 +246,59 @@ def _inside(boxes: Tensor, size: int) -> Tensor:
     return y[:, :, None] & x[:, None, :]
 
 
-def _draw(labels: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
-    """For each i a random image of class ``wanted[i]``, another than i where there is another, Long[n]."""
+def _draw(labels: Tensor, classes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """For each i a random image of class ``classes[i]``, not i itself if the class has others, Long[n]."""
     draws = torch.rand(len(labels), generator=generator)
-    chosen = []
-    for i, (label, draw) in enumerate(zip(wanted.tolist(), draws.tolist())):
+    indices = []
+    for i, (label, draw) in enumerate(zip(classes.tolist(), draws.tolist())):
         candidates = (labels == label).nonzero().flatten()
         if len(candidates) > 1:
             candidates = candidates[candidates != i]
-        chosen.append(candidates[int(draw * len(candidates))])
-    return torch.stack(chosen)
+        indices.append(candidates[int(draw * len(candidates))])
+    return torch.stack(indices)
 
 
 class BackgroundSet(NamedTuple):
-    """variants: name -> (images uint8[n, 3, S, S], labels Long[n]); chosen_on: the images on which the best of the probes is chosen."""
+    """variants: name -> (images uint8[n, 3, S, S], labels Long[n]); selection: the images on which the best probe is selected."""
 
     variants: dict[str, tuple[Tensor, Tensor]]
-    chosen_on: Dataset
+    selection: Dataset
 
 
-def variants_of(source: Stream, train: Dataset) -> BackgroundSet:
-    """The variants of images for ``known_objects``, or those of ImageNet-9 itself, whose table has ``variant``.
+def variants_of(source: Stream, train: Bank | Stream) -> BackgroundSet:
+    """The variants of the images of ``known_objects``, or those of ImageNet-9 itself, whose table has ``variant``.
 
-    ImageNet-9's classes are others than those of the training images, so that the best probe is chosen on these.
+    The classes of ImageNet-9 differ from those of the training images; the best probe is then selected on the training images.
     """
     if "variant" in source.table.column_names:
-        return BackgroundSet(official_variants(source), chosen_on=train)
+        return BackgroundSet(official_variants(source), selection=train)
     images, masks, boxes, labels = known_objects(source)
     generator = torch.Generator().manual_seed(0)
     variants = background_variants(images, masks, boxes, labels, num_classes=int(labels.max()) + 1, generator=generator)
-    return BackgroundSet({name: (changed, labels) for name, changed in variants.items()}, chosen_on=source)
+    return BackgroundSet({name: (variant, labels) for name, variant in variants.items()}, selection=source)
 
 
 class Backgrounds(ViewEvaluation, name="backgrounds"):
-    """``background_accuracy``. A classifier answers by itself; other networks, and untrained ones, by a linear probe on frozen features.
+    """``background_accuracy`` of a trained classifier, or of a linear probe on the frozen features of any other network.
 
-    Figures: ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, as the papers' columns are named, ``background_gap``, and
-    ``images``, the number of images in each.
+    Figures: ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, named as the columns in the papers, ``background_gap``, and
+    ``images``, the number of images of each variant.
     """
 
     Settings = LinearSettings
     once = ("images",)
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         """``test`` is a ``BackgroundSet``."""
         source, left_out = self.test_stream(root=root, device=device, progress=progress)
         train = self.train_bank(root=root, device=device, progress=progress)
         return Inputs(variants_of(source, train), train, {"train": train.fingerprint, "test": source.fingerprint}, left_out)
 
-    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
-        settings, (variants, chosen_on) = self.settings, inputs.test
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        settings, (variants, selection) = self.settings, inputs.test
         classify: Callable[[Tensor], Tensor] = network
         if not (context.trained and isinstance(network.classifier, nn.Linear)):
             probes = dict(lrs=settings.lrs, epochs=settings.epochs, batch_size=settings.batch_size, progress=context.progress)
-            classify = probed(network, inputs.train, chosen_on, blocks=settings.blocks_of(network), **probes, **self.view())
+            classify = probed(network, inputs.train, selection, blocks=settings.blocks_of(network), **probes, **self.view())
         images = float(len(next(iter(variants.values()))[1]))
         return {"images": images} | background_accuracy(classify, variants, **self.view())

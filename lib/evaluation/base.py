@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from lib.keys import Keys
 from lib.models import Model
 
@@ -35,8 +37,8 @@ class Origin:
 class Inputs:
     """The data that a measurement has loaded.
 
-    test, train: each measurement documents its own; fingerprints: of each part, see ``lib.data.fingerprint``; left_out: the number of damaged
-    images that were left out at loading, or None if the measurement itself counts them.
+    test, train: each measurement documents its own; fingerprints: of each part, see ``lib.data.fingerprint``; left_out: the number of
+    damaged images that were left out at loading, or None if the measurement itself counts them.
     """
 
     test: Any
@@ -84,7 +86,7 @@ class Evaluation(ABC):
         self.settings, self.origin = settings, origin or Origin()
 
     @abstractmethod
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         """Read the data.
 
         Args:

@@ -123,8 +123,8 @@ def _merges(basins: np.ndarray, count: int, byte: np.ndarray, offsets: list[int]
 
     merges = []
     for pair, height in zip((passes >> 8).tolist(), (passes & 255).tolist()):
-        i, j = root(pair // count), root(pair % count)
-        if i != j:
-            parent[j] = i
-            merges.append((j, i, height))
+        into, basin = root(pair // count), root(pair % count)
+        if into != basin:
+            parent[basin] = into
+            merges.append((basin, into, height))
     return merges

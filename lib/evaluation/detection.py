@@ -1,7 +1,7 @@
 """Object detection and instance segmentation by fine-tuning: Mask R-CNN on a simple feature pyramid.
 
-Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT), with torchvision's Mask R-CNN (He et al., ICCV 2017) where the
-papers have a cascade of three heads, and ViTDet's pyramid where they have maps of four blocks.
+Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT). The papers use a cascade of three heads and the maps of
+four blocks; here it is torchvision's Mask R-CNN (He et al., ICCV 2017) and ViTDet's pyramid.
 """
 
 from dataclasses import dataclass
@@ -23,24 +23,26 @@ from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.learning.base import Learner, TrainingConfig
 from lib.learning.optimizers import layerwise_optimizer
+from lib.models import Model
 from lib.models.pyramid import SimplePyramid
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings(TrainingConfig):
-    """Settings of the measurement ``detection``. In training the shorter side is drawn from ``train_size`` to ``eval_size`` in steps of 32
-    pixels; the longer one is at most ``canvas``.
+    """Settings of the measurement ``detection``. In training the shorter side of an image is drawn from ``train_size`` to ``eval_size`` in
+    steps of 32 pixels; the longer side is at most ``canvas``.
     """
 
     FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
     num_classes: int  # of objects
-    layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
+    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
     width: int  # channels of the pyramid and of the mask head
     hidden_dim: int  # of the box head
-    proposals: int  # an image from which the heads learn; twice as many pass the non-maximum suppression, four times as many of each level enter it
+    # Proposals of an image that train the heads. Twice as many pass the non-maximum suppression, four times as many of each level enter it.
+    proposals: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_decay(self.layer_decay)
         if not 1 <= self.train_size <= self.eval_size:
@@ -49,14 +51,9 @@ class DetectionSettings(TrainingConfig):
 
 
 class Detection(Learner):
-    """Mask R-CNN that starts from a network.
+    """Mask R-CNN that starts from a network, which is trained with it."""
 
-    Args:
-        config: the recipe.
-        network: any of ``create_model``'s; it is trained.
-    """
-
-    def __init__(self, config: DetectionSettings, network: nn.Module):
+    def __init__(self, config: DetectionSettings, network: Model):
         super().__init__()
         self.config = config
         pyramid, width, classes = SimplePyramid(network, config.width), config.width, config.num_classes + 1
@@ -81,8 +78,8 @@ class Detection(Learner):
             mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
-        # Boxes take the type of what the head gives; in bfloat16 they would be rounded to two or three digits.
-        self.detector.rpn.head.register_forward_hook(lambda head, maps, found: tuple([part.float() for part in parts] for parts in found))
+        # Boxes take the type of the head's output; in bfloat16 they would be rounded to two or three digits.
+        self.detector.rpn.head.register_forward_hook(lambda head, maps, output: tuple([part.float() for part in parts] for parts in output))
 
     @property
     def encoder(self) -> nn.Module:
@@ -95,37 +92,34 @@ class Detection(Learner):
     def forward(
         self, images: list[Tensor], sizes: Tensor, targets: list[Instances], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The sum of Mask R-CNN's five losses; half of the images are mirrored."""
-        seen, wanted = [], []
+        """The sum of the five losses of Mask R-CNN; half of the images are mirrored."""
+        inputs, truth = [], []
         for image, instances, mirrored in zip(images, targets, torch.rand(len(images), generator=generator) < 0.5):
             boxes, masks, pixels = instances.boxes, instances.masks, image.float() / 255
             if mirrored:
                 edge = image.shape[-1]
                 boxes = torch.stack([edge - boxes[:, 2], boxes[:, 1], edge - boxes[:, 0], boxes[:, 3]], 1)
                 masks, pixels = masks.flip(-1), pixels.flip(-1)
-            real = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)  # a box without area has no anchor
-            seen.append(pixels)
-            wanted.append({"boxes": boxes[real], "labels": instances.classes[real] + 1, "masks": masks[real].byte()})
-        losses = self.detector(seen, wanted)
+            solid = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)  # a box without area has no anchor
+            inputs.append(pixels)
+            truth.append({"boxes": boxes[solid], "labels": instances.classes[solid] + 1, "masks": masks[solid].byte()})
+        losses = self.detector(inputs, truth)
         parts = {"class": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask"}
         return {"loss": sum(losses.values())} | {name: losses[key].detach() for name, key in parts.items()}
 
 
 @torch.no_grad()
 def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress: bool = False) -> dict[str, float]:
-    """COCO's average precision of boxes and masks.
+    """COCO's average precision of boxes and masks, which are compared in the pixels of the dataset's images.
 
-    Args:
-        detector: of ``Detection``; it is left in evaluation mode.
-        dataset: the test set, in pixels of which boxes and masks are compared.
-        progress: show a bar.
+    The detector, that of ``Detection``, is left in evaluation mode.
 
     Returns:
-        ``ap_box``, ``ap_box_50``, ``ap_mask``, ``ap_mask_50`` in percent, ``images``, and ``left_out``, images that could not be read, each
-        named by a ``Damage`` warning.
+        ``ap_box``, ``ap_box_50``, ``ap_mask``, ``ap_mask_50`` in percent, ``images``, and ``left_out``, the number of images that could not
+        be read; a ``Damage`` warning names each.
 
     Raises:
-        ValueError: no image that can be read, or none with an object.
+        ValueError: no readable image, or no object in any of them.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
@@ -133,10 +127,10 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
     detector.eval()
     images = objects = 0
     for image, _, instances in dataset.intact("detection" if progress else None):
-        found = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
-        found["masks"] = found["masks"][:, 0] > 0.5
+        prediction = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
+        prediction["masks"] = prediction["masks"][:, 0] > 0.5
         truth = {"boxes": instances.boxes.cpu(), "labels": instances.classes.cpu() + 1, "masks": instances.masks.cpu()}
-        metric.update([found], [truth])
+        metric.update([prediction], [truth])
         images, objects = images + 1, objects + len(instances.boxes)
     if not images:
         raise ValueError(f"dataset: got {len(dataset)}, none of which could be read, accepts at least one")
@@ -149,13 +143,14 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
 
 
 class ObjectDetection(FineTunedEvaluation, name="detection"):
-    """``average_precision`` of the detector that is trained from a network."""
+    """``average_precision`` of a detector that is trained starting from the network."""
 
+    settings: DetectionSettings
     Settings = DetectionSettings
     learner_class = Detection
     once = ("images", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
         tables = [
             read_part(settings.data, f"{several}train", settings.fraction, root=root),
@@ -167,6 +162,6 @@ class ObjectDetection(FineTunedEvaluation, name="detection"):
         train, test = (InstanceDataset(table, device, longest=settings.canvas) for table in tables)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
 
-    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
         learner = self.trained(network, inputs, context)
         return None if learner is None else average_precision(learner.encoder, inputs.test, progress=context.progress)

@@ -1,4 +1,4 @@
-"""Unsupervised object discovery: one box an image from a network that was never told of boxes.
+"""Unsupervised object discovery: one box for each image, from a network that was trained without boxes.
 
 Source: LOST (Simeoni et al., "Localizing Objects with Self-Supervised Transformers and no Labels", BMVC 2021, section 3);
 DINO-seg, the baseline of its table 1 (after Caron et al., "Emerging Properties", 2021, figure 4).
@@ -7,29 +7,30 @@ DINO-seg, the baseline of its table 1 (after Caron et al., "Emerging Properties"
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.data.fingerprint import fingerprint
 from lib.data.full_resolution import full_images
 from lib.data.loading import read_table
-from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
+from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.components import label
-from lib.evaluation.frozen import first, with_boxes
+from lib.evaluation.frozen import FullResolutionEvaluation, first, with_boxes
 from lib.keys import Keys
+from lib.models import Model
 
 COMPONENTS = ("largest", "official")
-MARGIN = 1e-6  # of a sum of attention, against rounding
+MARGIN = 1e-6  # tolerance of a sum of attention, against rounding
 
 
 class Discovery(NamedTuple):
     """A discovered object.
 
-    box: Float[4], x0, y0, x1, y1 in pixels; seed: the least connected patch (LOST) or the most attended one (DINO-seg), row-major; mask:
-    Bool[H, W], the object on the patch grid: the component around which the box lies.
+    box: Float[4], x0, y0, x1, y1 in pixels; seed: row-major number of the patch of lowest degree (LOST) or of highest attention (DINO-seg);
+    mask: Bool[H, W], the component on the patch grid that the box encloses.
     """
 
     box: Tensor
@@ -40,25 +41,18 @@ class Discovery(NamedTuple):
 def lost(
     features: Tensor, grid: tuple[int, int], *, patch_size: int = 16, k_patches: int = 100, image_size: int | tuple[int, int] | None = None
 ) -> Discovery:
-    """LOST: from the patch that resembles the fewest others, grown by patches that resemble it.
+    """LOST: start from the patch that is similar to the fewest others, and expand it by patches similar to it.
 
-    The degree of a patch is the number of patches, itself apart, with which its inner product is positive. The seed has the
-    lowest degree, the first of equal ones; those among the ``k_patches`` lowest degrees that correlate positively with the seed join it; the mask is
-    where the sum of the similarities with all of them is positive, and the box is that of the 4-connected component with the
-    seed.
+    The degree of a patch is the number of other patches with which its inner product is positive. The seed is the patch of lowest degree,
+    the first of equal ones. It is expanded by those of the ``k_patches`` patches of lowest degree whose inner product with the seed is
+    positive. The mask is where the sum of the similarities with all of them is positive. The box encloses the mask's 4-connected component
+    that contains the seed.
 
     Args:
-        features: Float[N, D], the last block's keys, or SimPool's.
+        features: Float[N, D], the keys of the last attention layer.
         grid: (H, W) with N = H W.
-        patch_size: pixels a side.
         k_patches: candidates for the expansion; more than N uses N.
         image_size: (height, width) to which the box is clipped; None does not clip.
-
-    Returns:
-        Discovery.
-
-    Raises:
-        ValueError: shapes that do not fit, or an argument out of range.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(f"features: got {features.dtype} of shape {tuple(features.shape)}, accepts Float[N, D]")
@@ -72,7 +66,7 @@ def lost(
     candidates = order[:k_patches]
     members = candidates[similar[seed, candidates] > 0]
     mask = similar[members].sum(0) > 0
-    mask[seed] = True  # also where every key is zero
+    mask[seed] = True  # also if every key is zero
     mask = mask.view(grid)
     components = label(mask)
     component = components == components.flatten()[seed]
@@ -89,20 +83,15 @@ def dino_seg(
     component: str = "largest",
     image_size: int | tuple[int, int] | None = None,
 ) -> Discovery:
-    """DINO-seg: the most attended patches that hold ``mass`` of one head's attention, and a 4-connected component of them.
+    """DINO-seg: the most attended patches that hold ``mass`` of the attention of one head, and a 4-connected component of them.
 
     Args:
         attention: Float[heads, N] of the pooled token over the patches, not negative.
-        grid: (H, W) with N = H W.
-        patch_size: pixels a side.
-        head: which head; attention of a single head, as SimPool's, uses that one.
+        grid, patch_size, image_size: as of ``lost``.
+        head: which head; a single head, such as SimPool's, is always used.
         mass: share of the attention to keep, in (0, 1].
-        component: ``largest``, or ``official``, which follows LOST's released code: it looks at all components but the last in
-            row-major order, and where there is only one it takes the background. Without any background the two agree.
-        image_size: (height, width) to which the box is clipped; None does not clip.
-
-    Returns:
-        Discovery.
+        component: ``largest``, or ``official``, which follows LOST's released code: the largest of all components but the last one in
+            row-major order, or the background if there is only one component. Without any background the two agree.
 
     Raises:
         ValueError: shapes that do not fit, an argument out of range, or attention that is nowhere positive.
@@ -122,21 +111,21 @@ def dino_seg(
     if not (weights >= 0).all() or not 0 < weights.sum() < torch.inf:
         raise ValueError("attention: got negative, infinite, missing or only zero values, accepts a finite distribution over the patches")
     weights, order = (weights / weights.sum()).sort(descending=True, stable=True)
-    kept = weights.cumsum(0) - weights < mass - MARGIN  # what the more attended ones hold already
-    kept[0] = True
-    mask = torch.zeros_like(kept).scatter(0, order, kept).view(grid)
+    within = weights.cumsum(0) - weights < mass - MARGIN  # the patches with more attention hold less than the mass
+    within[0] = True
+    mask = torch.zeros_like(within).scatter(0, order, within).view(grid)
     components = label(mask)
     sizes = components.flatten().bincount()[1:]
     if component == "official" and len(sizes) > 1:
         sizes = sizes[:-1]
-    chosen = components == int(sizes.argmax()) + 1
+    selected = components == int(sizes.argmax()) + 1
     if component == "official" and components.max() == 1 and not mask.all():
-        chosen = ~mask
-    return Discovery(_box(chosen, patch_size, image_size, attention), int(order[0]), chosen)
+        selected = ~mask
+    return Discovery(_box(selected, patch_size, image_size, attention), int(order[0]), selected)
 
 
 def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
-    """Share of images, in percent, whose box meets any of the objects' with an IoU of at least 0.5 (widths x1 - x0).
+    """Share of images, in percent, whose box has an IoU of at least 0.5 with the box of any object (widths x1 - x0).
 
     Args:
         predicted: Float[M, 4].
@@ -162,9 +151,9 @@ def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
 
 
 class DiscoveredImage(NamedTuple):
-    """What was discovered in an image.
+    """The discoveries in an image, by method, with boxes in pixels of the original.
 
-    row: its place in the table; size: (height, width) of the original; discoveries: by method, boxes in the original's pixels.
+    row: of the image in the table; size: (height, width) of the original.
     """
 
     row: int
@@ -174,7 +163,7 @@ class DiscoveredImage(NamedTuple):
 
 @torch.inference_mode()
 def discover(
-    network: nn.Module,
+    network: Model,
     table: pa.Table,
     *,
     longest: int | None,
@@ -187,47 +176,42 @@ def discover(
     """Discover an object in every image of a table.
 
     Args:
-        network: with ``keys`` and ``features``; it is left in evaluation mode.
         table: see ``lib.data.layouts``.
-        longest: pixels of the longer side that the network sees; None keeps the images' size.
-        patch_size: pixels a side of the network's patches.
+        longest: pixels of the longer side that the network sees; None keeps the size of the images.
         k_patches: of LOST.
-        head, mass: of DINO-seg; where there are fewer heads, the last one.
-        progress: show a bar.
+        head, mass: of DINO-seg; if there are fewer heads, the last one is used.
 
     Yields:
-        DiscoveredImage, with ``"lost"`` and, where the network gives attention, ``"dino_seg"`` and ``"dino_seg_official"``.
-        Images that cannot be read are left out with a warning.
+        Discoveries by the method ``"lost"`` and, if the network has attention, also by ``"dino_seg"`` and ``"dino_seg_official"``. Images
+        that cannot be read are left out with a warning.
     """
     network.eval()
     device = next(network.parameters()).device
     for image in full_images(table, longest=longest, multiple=patch_size, device=device, title="discovery" if progress else None):
+        h, w = image.view.shape[2:]
         keys, grid = network.keys(image.view)
-        if (grid[0] * patch_size, grid[1] * patch_size) != tuple(image.view.shape[2:]):
-            raise ValueError(f"patch_size: got {patch_size}, accepts {image.view.shape[2] // grid[0]}, the network's")
-        options = dict(patch_size=patch_size, image_size=tuple(image.view.shape[2:]))
-        made = {"lost": lost(keys[0], grid, k_patches=k_patches, **options)}
+        if (grid[0] * patch_size, grid[1] * patch_size) != (h, w):
+            raise ValueError(f"patch_size: got {patch_size}, accepts {h // grid[0]}, the network's")
+        options: dict[str, Any] = dict(patch_size=patch_size, image_size=(h, w))
+        discoveries = {"lost": lost(keys[0], grid, k_patches=k_patches, **options)}
         attention = network.features(image.view).attention
         if attention is not None:
             options |= dict(head=min(head, attention.shape[1] - 1), mass=mass)
-            made["dino_seg"] = dino_seg(attention[0], grid, **options)
-            made["dino_seg_official"] = dino_seg(attention[0], grid, component="official", **options)
-        (height, width), (h, w) = image.size, image.view.shape[2:]
-        scale = torch.tensor([width / w, height / h] * 2)
-        yield DiscoveredImage(image.row, image.size, {name: d._replace(box=d.box.cpu() * scale) for name, d in made.items()})
+            discoveries["dino_seg"] = dino_seg(attention[0], grid, **options)
+            discoveries["dino_seg_official"] = dino_seg(attention[0], grid, component="official", **options)
+        scale = torch.tensor([image.size[1] / w, image.size[0] / h] * 2)
+        yield DiscoveredImage(image.row, image.size, {name: d._replace(box=d.box.cpu() * scale) for name, d in discoveries.items()})
 
 
-def discovery_accuracy(network: nn.Module, table: pa.Table, **options) -> dict[str, float]:
-    """CorLoc of LOST and DINO-seg beside that of boxes that look at nothing, in percent.
+def discovery_accuracy(network: Model, table: pa.Table, **options) -> dict[str, float]:
+    """CorLoc of LOST and DINO-seg, and of two boxes that do not depend on the image, in percent.
 
-    Args:
-        table: images with ``boxes``.
-        network, options: as of ``discover``.
+    Arguments as of ``discover``; the table has ``boxes``.
 
     Returns:
-        ``lost``, ``dino_seg``, ``dino_seg_official`` where the network gives attention, ``whole_image``, ``centred_box`` (of half
-        the image's area), ``images``, their number, and ``left_out``, how many more could not be read. Images without boxes
-        are seen, but have no part in CorLoc.
+        ``lost``; ``dino_seg`` and ``dino_seg_official`` if the network has attention; ``whole_image`` and ``centred_box`` (of half the
+        image's area); ``images``, the number of images that could be read, and ``left_out``, the number of the others. Images without boxes
+        count there, but not in CorLoc.
     """
     if "boxes" not in table.column_names:
         raise ValueError(f"table: got the columns {', '.join(table.column_names)}, accepts one with boxes")
@@ -235,17 +219,17 @@ def discovery_accuracy(network: nn.Module, table: pa.Table, **options) -> dict[s
     if not images:
         raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
     predicted: dict[str, list[Tensor]] = {}
-    for found in images:
-        corner = torch.tensor(found.size[::-1]).float().repeat(2)
+    for image in images:
+        corner = torch.tensor(image.size[::-1]).float().repeat(2)
         trivial = {
             "whole_image": corner * torch.tensor([0, 0, 1, 1]),
             "centred_box": corner * torch.tensor([1 - 0.5**0.5] * 2 + [1 + 0.5**0.5] * 2) / 2,
         }
-        for name, box in (trivial | {name: discovery.box for name, discovery in found.discoveries.items()}).items():
+        for name, box in (trivial | {name: discovery.box for name, discovery in image.discoveries.items()}).items():
             predicted.setdefault(name, []).append(box)
     boxes = table["boxes"].to_pylist()
-    truth = [torch.tensor(boxes[found.row]) for found in images]
-    figures = {name: corloc(torch.stack(guesses), truth) for name, guesses in predicted.items()}
+    truth = [torch.tensor(boxes[image.row]) for image in images]
+    figures = {name: corloc(torch.stack(of_method), truth) for name, of_method in predicted.items()}
     return figures | {"images": float(len(images)), "left_out": float(len(table) - len(images))}
 
 
@@ -257,14 +241,10 @@ def _iou(box: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(area > 0, shared / area, 0.0)
 
 
-def _box(chosen: Tensor, patch_size: int, image_size, like: Tensor) -> Tensor:
-    """Around the patches of Bool[H, W], Float[4] in pixels."""
-    edges = []
-    for across in (chosen.any(0), chosen.any(1)):
-        places = across.nonzero()
-        edges.append((places[0, 0], places[-1, 0] + 1))
-    (x0, x1), (y0, y1) = edges
-    box = torch.stack([x0, y0, x1, y1]).to(torch.promote_types(like.dtype, torch.float32)) * patch_size
+def _box(patches: Tensor, patch_size: int, image_size: int | tuple[int, int] | None, like: Tensor) -> Tensor:
+    """The box around the patches of Bool[H, W], Float[4] in pixels."""
+    columns, rows = (patches.any(axis).nonzero().flatten() for axis in (0, 1))
+    box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).to(torch.promote_types(like.dtype, torch.float32)) * patch_size
     if image_size is not None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         box = torch.minimum(box, box.new_tensor([width, height, width, height]))
@@ -276,7 +256,7 @@ def _check_grid(grid: tuple[int, int], tokens: int, name: str) -> None:
         raise ValueError(f"grid: got {grid}, accepts (H, W) with H W = {tokens}, the number of patches in {name}")
 
 
-def _check_size(image_size) -> None:
+def _check_size(image_size: int | tuple[int, int] | None) -> None:
     if image_size is not None:
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or min(sides) < 1:
@@ -296,28 +276,23 @@ class DiscoverySettings(Keys):
     data: str  # a card in data_cards/
     split: str  # of the test images
     images: int = 0  # how many of them to take, from the first on; 0 takes all
-    longest: int | None  # pixels of the longer side that the network sees; null keeps the images' size
+    longest: int | None  # pixels of the longer side that the network sees; null keeps the size of the images
     patch_size: int  # pixels a side of the network's patches
     k_patches: int  # of LOST
     head: int = 4  # of DINO-seg
     mass: float = 0.6  # of DINO-seg
 
 
-class ObjectDiscovery(Evaluation, name="discovery"):
+class ObjectDiscovery(FullResolutionEvaluation, name="discovery"):
     """``discovery_accuracy``."""
 
     Settings = DiscoverySettings
     once = ("whole_image", "centred_box", "images", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         """``test`` is a table of images with boxes."""
         table = first(with_boxes(read_table(self.settings.data, self.settings.split, root=root)), self.settings.images)
         return Inputs(table, fingerprints={"test": fingerprint(table)})
 
-    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         return discovery_accuracy(network, inputs.test, progress=context.progress, **self.options)
-
-    @property
-    def options(self) -> dict:
-        """The settings as ``discover`` takes them."""
-        return {name: getattr(self.settings, name) for name in ("longest", "patch_size", "k_patches", "head", "mass")}

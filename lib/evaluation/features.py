@@ -20,13 +20,9 @@ def pooled_features(
     """The pooled vector ([CLS]) of the centre view of every image.
 
     Args:
-        encoder: it is left in evaluation mode.
         source: a ``lib.data.Bank`` or ``Stream`` of M images.
-        size: pixels a side that the network sees.
         crop: part of the shorter side that is cut out.
         blocks: for a network with a class token, the number of last blocks whose class tokens are joined, as in linear probing.
-        batch_size: images at a time.
-        progress: show a bar.
 
     Returns:
         (Float32[M, blocks D], Long[M]): features and labels, on the encoder's device.

@@ -50,13 +50,13 @@ class FineTuning(Classification):
 
 
 class FineTune(FineTunedEvaluation, name="finetune"):
-    """Accuracy of the fine-tuned classifier in percent: ``finetune`` after the last epoch, ``finetune_best`` the best of all tested epochs."""
+    """Accuracy of the fine-tuned classifier in percent: ``finetune`` of the last epoch, ``finetune_best`` of the best tested epoch."""
 
     settings: FineTuneSettings
     Settings = FineTuneSettings
     learner_class = FineTuning
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         settings = self.settings
         options: dict[str, Any] = dict(root=root, device=device, progress=progress)
         train = bank(settings.data, "train", settings.canvas, fraction=settings.fraction, **options)

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
-
-from lib.data.loading import read_part, read_table
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.loop import train
 from lib.engine.seeds import seeded
 from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
-from lib.learning.base import Learner, TrainingConfig
+from lib.learning.base import Learner
 from lib.models import Model
 from lib.models.factory import network_like
 
@@ -75,10 +72,3 @@ def starting_from(network: Model, *, seed: int, **options) -> Model:
     if unexpected or not all(name.startswith(CLASSIFIERS) for name in missing):
         raise ValueError(f"network: lacks {missing} and has {unexpected}, accepts a network of the options {options}")
     return copy
-
-
-def annotated_tables(settings: TrainingConfig, root: str | Path | None) -> tuple[pa.Table, pa.Table]:
-    """The training and the test images of a dataset with masks; of ``scenes``, the splits with several objects in an image."""
-    several = "several_" if settings.data == "scenes" else ""
-    train = read_part(settings.data, f"{several}train", settings.fraction, root=root)
-    return train, read_table(settings.data, f"{several}validation", root=root)

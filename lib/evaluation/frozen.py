@@ -1,10 +1,11 @@
-"""Shared by the measurements of frozen networks on square views: settings, test images, and the training images of a probe."""
+"""Shared by the measurements of frozen networks: settings, test images, and the training images of a probe."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import torch
 
 from lib.data.bank import Bank, Stream, bank
 from lib.data.loading import read_table
@@ -43,7 +44,7 @@ class ViewEvaluation(Evaluation):
         return dict(size=self.origin.size if size == "own" else size, crop=self.origin.crop if crop == "own" else crop)
 
     def test_stream(
-        self, *, root: str | Path | None = None, device="cpu", progress: bool = False, boxed: bool = False
+        self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False, boxed: bool = False
     ) -> tuple[Stream, int]:
         """The test images, and the number of damaged images that were left out. Arguments as of ``load``; ``boxed`` also leaves out images
         without boxes if the table has a column of boxes.
@@ -53,7 +54,7 @@ class ViewEvaluation(Evaluation):
         readable = intact(table, progress=progress)
         return Stream(readable, self.settings.canvas, device), len(table) - len(readable)
 
-    def train_bank(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Bank | Stream:
+    def train_bank(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Bank | Stream:
         """The training images. Arguments as of ``load``."""
         settings, origin = self.settings, self.origin
         data, fraction = settings.train_data or settings.data, settings.fraction
@@ -65,10 +66,19 @@ class ViewEvaluation(Evaluation):
 class ProbeEvaluation(ViewEvaluation):
     """A measurement of square views that learns from training images."""
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         test, left_out = self.test_stream(root=root, device=device, progress=progress)
         train = self.train_bank(root=root, device=device, progress=progress)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint}, left_out)
+
+
+class FullResolutionEvaluation(Evaluation):
+    """A measurement of whole images at their own aspect ratio."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings that are not about the dataset, as arguments of the functions of the measurement."""
+        return {name: value for name, value in vars(self.settings).items() if name not in ("data", "split", "images")}
 
 
 def with_boxes(table: pa.Table) -> pa.Table:

@@ -35,9 +35,6 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
 
     Returns:
         Long[Q, min(5, C)], classes by falling vote.
-
-    Raises:
-        ValueError: no training vector, shapes that do not fit, or an argument out of range.
     """
     if train_x.ndim != 2 or not len(train_x):
         raise ValueError(f"train_x: got shape {tuple(train_x.shape)}, accepts [M, D] with M >= 1")
@@ -62,8 +59,6 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
         votes = torch.zeros(len(query), num_classes, dtype=weights.dtype, device=weights.device)
         votes.scatter_add_(1, train_y[index], weights)
         predictions.append(votes.argsort(dim=1, descending=True, stable=True)[:, :5])
-    if not predictions:
-        return torch.empty(0, min(5, num_classes), dtype=torch.int64, device=test_x.device)
     return torch.cat(predictions)
 
 

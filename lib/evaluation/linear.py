@@ -58,10 +58,6 @@ def train_probes(
         lrs: learning rates of the first epoch.
         epochs: passes over the training set.
         seed: of the initial weights.
-        progress: show a bar.
-
-    Raises:
-        ValueError: no learning rate, epoch or batch, or features and labels that do not fit.
     """
     if not lrs or not all(lr > 0 for lr in lrs):
         raise ValueError(f"lrs: got {lrs}, accepts one positive number or more")
@@ -140,9 +136,6 @@ def banked(features: Tensor, labels: Tensor, *, batch_size: int, seed: int = 0) 
         labels: Long[M].
         batch_size: images at a time; the last batch may be smaller.
         seed: of the order.
-
-    Raises:
-        ValueError: different numbers of features and labels.
     """
     if len(features) != len(labels):
         raise ValueError(f"labels: got {len(labels)}, accepts {len(features)}, one a feature")
@@ -159,7 +152,6 @@ def viewed(network: Model, source: Dataset, view: View, *, blocks: int, batch_si
     """Batches of features of new random views of the images, in a different order each epoch.
 
     Args:
-        network: it is left in evaluation mode.
         source: a ``lib.data.Bank`` or ``Stream``.
         view: the augmentation.
         blocks: as in ``pooled_features``.
@@ -181,7 +173,7 @@ def viewed(network: Model, source: Dataset, view: View, *, blocks: int, batch_si
     return batches
 
 
-def _generator(seed: int, epoch: int, device="cpu") -> torch.Generator:
+def _generator(seed: int, epoch: int, device: str | torch.device = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
 
 
@@ -193,7 +185,7 @@ class LinearSettings(ProbeSettings):
     lrs: list[float]  # learning rates, one for each probe
     epochs: int
     batch_size: int
-    # Area of the random crops, flipped half of the time, on which the papers train; null trains on centre views with features computed once.
+    # Area of the random crops, flipped half of the time, that the papers train on; null trains on centre views with features computed once.
     crop_scale: list[float] | None = None
 
     def blocks_of(self, network: Model) -> int:

@@ -1,11 +1,12 @@
 """Semantic segmentation by fine-tuning: UPerNet on a simple feature pyramid.
 
-Source: AttMask, appendix (ADE20K, after iBOT), with the UPerNet head (Xiao et al., ECCV 2018) of segmentation_models_pytorch, and ViTDet's pyramid
-where the papers have maps of four blocks.
+Source: AttMask, appendix (ADE20K, after iBOT). The UPerNet head (Xiao et al., ECCV 2018) is that of segmentation_models_pytorch. The papers
+use the maps of four blocks; here it is ViTDet's pyramid.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +22,25 @@ from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.learning.base import Learner, TrainingConfig
 from lib.learning.optimizers import layerwise_optimizer
+from lib.models import Model
 from lib.models.pyramid import SimplePyramid
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSettings(TrainingConfig):
-    """Settings of the measurement ``segmentation``. ``canvas`` is the images' shorter side, ``train_size`` that of the crops, ``eval_size`` that of
-    the sliding window.
+    """Settings of the measurement ``segmentation``. ``canvas`` is the shorter side of the images, ``train_size`` the side of the crops,
+    ``eval_size`` the side of the sliding window.
     """
 
     FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
     num_classes: int
-    void: int  # value of the masks' pixels that count nowhere; -1 is none
-    layer_decay: float  # of the learning rate from each layer to the one below it; 1 is none
+    void: int  # value of mask pixels that are ignored; -1 is none
+    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
     width: int  # channels of the pyramid and the head
     resize: list[float]  # bounds of the factor by which training images are resized
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_decay(self.layer_decay)
         if self.batch_size < 2:
@@ -49,9 +51,9 @@ class SegmentationSettings(TrainingConfig):
 
 
 class Segmenter(nn.Module):
-    """Images Float[B, 3, h, w], normalised -> logits Float[B, C, h, w]. Sides are multiples of ``multiple``."""
+    """Normalised images Float[B, 3, h, w] -> logits Float[B, C, h, w]; h and w are multiples of ``multiple``."""
 
-    def __init__(self, network: nn.Module, width: int, num_classes: int):
+    def __init__(self, network: Model, width: int, num_classes: int):
         super().__init__()
         from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 
@@ -67,14 +69,11 @@ class Segmenter(nn.Module):
 
 
 class Segmentation(Learner):
-    """A ``Segmenter`` that starts from a network.
+    """A ``Segmenter`` that starts from a network, which is trained with it."""
 
-    Args:
-        config: the recipe.
-        network: any of ``create_model``'s; it is trained.
-    """
+    encoder: Segmenter
 
-    def __init__(self, config: SegmentationSettings, network: nn.Module):
+    def __init__(self, config: SegmentationSettings, network: Model):
         super().__init__()
         self.config, size = config, config.train_size
         self.encoder = Segmenter(network, config.width, config.num_classes)
@@ -82,7 +81,7 @@ class Segmentation(Learner):
             if getattr(config, name) % self.encoder.multiple:
                 raise ValueError(f"{name}: got {getattr(config, name)}, this network accepts multiples of {self.encoder.multiple}")
         shortest = config.canvas * torch.tensor(config.resize)
-        # Draws come from torch's global generator, which the loop seeds for each step.
+        # The draws come from torch's global generator, which the training loop seeds for each step.
         self.augment = v2.Compose(
             [
                 v2.RandomResize(int(shortest[0]), int(shortest[1]) + 1),
@@ -100,39 +99,34 @@ class Segmentation(Learner):
         self, images: list[Tensor], sizes: Tensor, targets: list[Tensor], step: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Cross-entropy over the pixels of a random crop of each image, without void."""
-        crops, wanted = [], []
+        crops, masks = [], []
         for image, classes in zip(images, targets):
             classes = F.interpolate(classes[None, None].float(), image.shape[-2:], mode="nearest-exact")[0].byte()
             crop, mask = self.augment(tv_tensors.Image(image), tv_tensors.Mask(classes))
             crops.append(crop)
-            wanted.append(mask[0])
-        logits = self.encoder(normalise(torch.stack(crops).float() / 255))
-        wanted = torch.stack(wanted).long()
-        loss = F.cross_entropy(logits, wanted, ignore_index=VOID, reduction="sum") / (wanted != VOID).sum().clamp(min=1)
-        return {"loss": loss}
+            masks.append(mask[0])
+        logits, truth = self.encoder(normalise(torch.stack(crops).float() / 255)), torch.stack(masks).long()
+        return {"loss": F.cross_entropy(logits, truth, ignore_index=VOID, reduction="sum") / (truth != VOID).sum().clamp(min=1)}
 
 
 @torch.no_grad()
 def sliding_window(segmenter: nn.Module, image: Tensor, *, window: int, stride: int) -> Tensor:
-    """The mean of a segmenter's logits over windows that cover an image; the last ones end at its edges.
+    """The mean logits of a segmenter over windows that cover an image; the last windows end at the edges of the image.
 
     Args:
         segmenter: Float[1, 3, window, window] -> Float[1, C, window, window].
-        image: Float[1, 3, h, w], normalised; a side shorter than the window is filled up with 0, the mean colour.
+        image: Float[1, 3, h, w], normalised; a side shorter than the window is padded with 0, the mean colour.
         window: pixels a side.
         stride: pixels from one window to the next, at most ``window``.
 
     Returns:
         Float[1, C, h, w].
-
-    Raises:
-        ValueError: a stride out of range.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"stride: got {stride}, accepts 1 to {window}, the window")
     height, width = image.shape[-2:]
     image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
-    total = count = 0
+    total, count = image.new_zeros(()), image.new_zeros(())
     for top in _starts(image.shape[-2], window, stride):
         for left in _starts(image.shape[-1], window, stride):
             edges = (left, image.shape[-1] - window - left, top, image.shape[-2] - window - top)
@@ -147,13 +141,13 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def segment(segmenter: nn.Module, image: Tensor, size: tuple[int, int], *, window: int) -> Tensor:
-    """The class of every pixel, Long[H, W].
+    """The class of every pixel of the original, Long[H, W].
 
     Args:
         segmenter: in evaluation mode.
         image: uint8[3, h, w].
-        size: (H, W) of the original, at which classes are told.
-        window: of ``sliding_window``, which moves by two thirds of it.
+        size: (H, W) of the original image.
+        window: of ``sliding_window``; the stride is two thirds of it.
     """
     view = normalise(image[None].float() / 255)
     logits = sliding_window(segmenter, view, window=window, stride=max(1, round(2 * window / 3)))
@@ -161,17 +155,13 @@ def segment(segmenter: nn.Module, image: Tensor, size: tuple[int, int], *, windo
 
 
 def mean_iou(segmenter: nn.Module, dataset: SemanticDataset, *, window: int, progress: bool = False) -> dict[str, float]:
-    """Mean over classes of the intersection of predicted and true pixels over their union, both counted over the whole test set.
+    """Mean over classes of the intersection over union of predicted and true pixels, both counted over the whole test set.
 
-    Args:
-        segmenter: it is left in evaluation mode.
-        dataset: the test set.
-        window: as of ``segment``.
-        progress: show a bar.
+    The segmenter is left in evaluation mode; ``window`` as of ``segment``.
 
     Returns:
-        ``miou`` over the classes that occur, predicted or true, and ``pixel_accuracy``, in percent; ``images``, and ``left_out``, images that
-        could not be read, each named by a ``Damage`` warning.
+        ``miou`` over the classes that are predicted or true somewhere, and ``pixel_accuracy``, in percent; ``images``, and ``left_out``,
+        the number of images that could not be read; a ``Damage`` warning names each.
     """
     segmenter.eval()
     classes = dataset.num_classes
@@ -190,20 +180,21 @@ def mean_iou(segmenter: nn.Module, dataset: SemanticDataset, *, window: int, pro
 
 
 class SemanticSegmentation(FineTunedEvaluation, name="segmentation"):
-    """``mean_iou`` of the segmenter that is trained from a network."""
+    """``mean_iou`` of a segmenter that is trained starting from the network."""
 
+    settings: SegmentationSettings
     Settings = SegmentationSettings
     learner_class = Segmentation
     once = ("images", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
-        options = dict(shortest=settings.canvas, void=settings.void, num_classes=settings.num_classes)
+        options: dict[str, Any] = dict(shortest=settings.canvas, void=settings.void, num_classes=settings.num_classes)
         train = SemanticDataset(read_part(settings.data, f"{several}train", settings.fraction, root=root), device, **options)
         test = SemanticDataset(read_table(settings.data, f"{several}validation", root=root), device, **options)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
 
-    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:
         learner = self.trained(network, inputs, context)
         if learner is None:
             return None

@@ -1,7 +1,7 @@
-"""Video object segmentation: labels of the first frame, carried through a video by the similarity of patches.
+"""Video object segmentation: the labels of the first frame are propagated through a video by the similarity of patches.
 
-Source: Jabri et al., "Space-Time Correspondence as a Contrastive Random Walk", 2020, as used by DINO section 4.2.2; measures:
-Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 4.
+Source: Jabri et al., "Space-Time Correspondence as a Contrastive Random Walk", 2020, as used by DINO section 4.2.2; measures: Perazzi et
+al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, section 4.
 """
 
 import math
@@ -14,16 +14,18 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lib.data.fingerprint import fingerprint
 from lib.data.full_resolution import full_images
 from lib.data.loading import read_table
 from lib.data.reading import Damage, encoded, read_mask
-from lib.evaluation.base import DEFAULT, Context, Evaluation, Inputs
+from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.frozen import FullResolutionEvaluation
 from lib.evaluation.knn import stable_topk
 from lib.keys import Keys
+from lib.models import Model
 
 BOUND = 0.008  # tolerance of the boundaries, as a part of the image's diagonal
 BLOCK_ELEMENTS = 2**22  # similarities held at a time
@@ -39,25 +41,22 @@ def propagate_labels(
     n_last: int = 7,
     temperature: float = 0.1,
 ) -> list[Tensor]:
-    """Carry soft labels from the first frame through a video.
+    """Propagate soft labels from the first frame through a video.
 
-    Each patch takes the mean label of its ``topk`` nearest patches (cosine), weighted by exp(cosine / temperature), among those
-    of the first frame and of the ``n_last`` frames before that lie within ``radius`` rows and columns of it.
+    Each patch takes the mean label of its ``topk`` nearest patches (cosine), weighted by exp(cosine / temperature). Candidates are the
+    patches within ``radius`` rows and columns in the first frame and in the ``n_last`` preceding frames.
 
     Args:
-        features: a frame's patches Float[N, D] for each frame; they need not be normalised.
+        features: the patches Float[N, D] of each frame, not necessarily normalised.
         first_labels: Float[C, H, W], soft labels of the first frame.
         grid: (H, W) with N = H W.
-        topk: nearest patches; where fewer are within reach, all of these.
+        topk: nearest patches; all candidates if there are fewer.
         radius: patches, of a square window.
-        n_last: frames before, beside the first.
+        n_last: preceding frames, besides the first.
         temperature: of the weights.
 
     Returns:
-        A Float[C, H, W] for each frame, the first being ``first_labels``.
-
-    Raises:
-        ValueError: no frames, shapes that do not fit, or an argument out of range.
+        Float[C, H, W] for each frame; for the first frame, ``first_labels``.
     """
     height, width = grid
     if not features or any(f.shape != features[0].shape or f.ndim != 2 or len(f) != height * width for f in features):
@@ -73,16 +72,16 @@ def propagate_labels(
     labels = [first_labels]
     for t in range(1, len(frames)):
         context = [0, *range(max(1, t - n_last), t)]
-        near, known = torch.stack([frames[i] for i in context]), torch.stack([labels[i] for i in context])
-        labels.append(_carry(frames[t], near, known, topk, radius, temperature))
+        near, near_labels = torch.stack([frames[i] for i in context]), torch.stack([labels[i] for i in context])
+        labels.append(_propagate(frames[t], near, near_labels, topk, radius, temperature))
     return labels
 
 
-def _carry(frame: Tensor, near: Tensor, known: Tensor, topk: int, radius: int, temperature: float) -> Tensor:
+def _propagate(frame: Tensor, near: Tensor, near_labels: Tensor, topk: int, radius: int, temperature: float) -> Tensor:
     """Labels [C, H, W] of a frame [H, W, D] from context frames [T, H, W, D] and their labels [T, C, H, W]."""
     height, width, _ = frame.shape
     column = torch.arange(width, device=frame.device)
-    of_rows = len(near) * width * width  # similarities of a row with a row
+    of_rows = len(near) * width * width  # number of similarities of one row with another
     block = next((rows for rows in range(height, 1, -1) if rows * min(height, rows + 2 * radius) * of_rows <= BLOCK_ELEMENTS), 1)
     rows = []
     for top in range(0, height, block):
@@ -96,35 +95,33 @@ def _carry(frame: Tensor, near: Tensor, known: Tensor, topk: int, radius: int, t
         similarity = similarity.masked_fill(~reach, -torch.inf).flatten(2).flatten(0, 1)  # [R W, T S W]
         values, places = stable_topk(similarity, min(topk, similarity.shape[1]))
         weights = (values / temperature).softmax(1)
-        chosen = known[:, :, low:high].transpose(0, 1).flatten(1)[:, places]  # [C, R W, topk]
-        rows.append((chosen * weights).sum(-1).unflatten(1, (bottom - top, width)))
+        nearest = near_labels[:, :, low:high].transpose(0, 1).flatten(1)[:, places]  # [C, R W, topk]
+        rows.append((nearest * weights).sum(-1).unflatten(1, (bottom - top, width)))
     return torch.cat(rows, 1)
 
 
 def hard_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Soft labels Float[C, H, W] as the object of each pixel, Long[height, width].
+    """The object of each pixel, Long[height, width], from soft labels Float[C, H, W].
 
-    As DINO evaluates, enlarged bilinearly and each label stretched to [0, 1], of which the highest wins; but straight to ``size``,
-    where the released code enlarges by the patch size and then takes nearest pixels. A label that is even keeps its value.
+    As in DINO's evaluation, labels are enlarged bilinearly, each is stretched to [0, 1], and the highest one wins. They are enlarged
+    directly to ``size``; the released code enlarges by the patch size and then takes the nearest pixels. A constant label is not stretched.
     """
     labels = F.interpolate(labels[None], size, mode="bilinear", align_corners=False)[0]
     low, high = labels.amin((1, 2), keepdim=True), labels.amax((1, 2), keepdim=True)
-    varies = high - low > 16 * torch.finfo(labels.dtype).eps * high  # rounding is not stretched
+    varies = high - low > 16 * torch.finfo(labels.dtype).eps * high  # more than by rounding
     return torch.where(varies, (labels - low) / (high - low), labels).argmax(0)
 
 
 @torch.inference_mode()
 def segment_videos(
-    network: nn.Module, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
+    network: Model, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
 ) -> Iterator[tuple[str, list[int], Tensor, Tensor]]:
-    """Carry the first frame's masks through every video of a table.
+    """Propagate the masks of the first frame through every video of a table.
 
     Args:
-        network: with ``features``; it is left in evaluation mode.
         table: frames in order with ``mask`` and ``sequence``.
         shortest: pixels of the shorter side that the network sees.
         patch_size: pixels a side.
-        progress: show a bar.
         options: of ``propagate_labels``.
 
     Yields:
@@ -132,7 +129,7 @@ def segment_videos(
         background and i + 1 for the i-th object.
 
     Raises:
-        ValueError: a frame or mask that is missing or damaged, named: without it the frames after it have no meaning.
+        ValueError: a frame or mask that is missing or damaged, because the following frames depend on it; the message names it.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -147,40 +144,38 @@ def segment_videos(
                 images = list(full_images(frames, shortest=shortest, multiple=patch_size, device=device))
             except Damage as damage:
                 raise ValueError(str(damage).removesuffix("; left out")) from damage
-        masks = [read_mask(encoded(frames, row, "mask")) for row in range(len(frames))]
-        for column, sizes in (("image", [image.size for image in images]), ("mask", [tuple(mask.shape) for mask in masks])):
+        of_frames = [read_mask(encoded(frames, row, "mask")) for row in range(len(frames))]
+        for column, sizes in (("image", [image.size for image in images]), ("mask", [tuple(mask.shape) for mask in of_frames])):
             for row, size in enumerate(sizes):
                 if size != sizes[0]:
                     path = frames[column][row].as_py()["path"]
                     raise ValueError(f"{path}: got (height, width) {size}, accepts {sizes[0]}, that of the first frame")
-        masks = torch.stack(masks)
+        masks = torch.stack(of_frames)
         objects = [number for number in masks[0].unique().tolist() if number]
         truth = sum(((masks == number) * (i + 1) for i, number in enumerate(objects)), torch.zeros_like(masks))
         features = [network.features(image.view) for image in images]
         grid = features[0].grid
         first = F.one_hot(truth[0], len(objects) + 1).permute(2, 0, 1).float()
         first = F.interpolate(first[None], grid, mode="nearest-exact")[0].to(device)
-        soft = propagate_labels([found.patches[0].float() for found in features], first, grid, **options)
-        predicted = torch.stack([truth[0], *(hard_labels(labels, truth.shape[1:]).cpu() for labels in soft[1:])])
+        soft = propagate_labels([of_frame.patches[0].float() for of_frame in features], first, grid, **options)
+        predicted = torch.stack([truth[0], *(hard_labels(labels, (truth.shape[1], truth.shape[2])).cpu() for labels in soft[1:])])
         yield sequence, objects, predicted, truth
 
 
 def video_accuracy(
-    network: nn.Module, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
+    network: Model, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
 ) -> dict[str, float]:
-    """J and F of label propagation in percent, mean over objects, each over its frames without the first and the last.
+    """J and F of label propagation in percent, mean over the objects, for each object over its frames without the first and the last.
 
-    Args:
-        network, table, shortest, patch_size, progress, options: as of ``segment_videos``.
+    Arguments as of ``segment_videos``.
 
     Returns:
-        ``j_mean``, ``f_mean``, their mean ``jf_mean``, the same with ``still_`` before them for the first frame's masks left where
-        they are, and ``objects``, their number.
+        ``j_mean``, ``f_mean`` and their mean ``jf_mean``; the same with the prefix ``still_`` for the masks of the first frame without any
+        motion; ``objects``, their number.
     """
     scores: dict[str, list[float]] = {}
-    for _, objects, predicted, truth in segment_videos(
-        network, table, shortest=shortest, patch_size=patch_size, progress=progress, **options
-    ):
+    videos = segment_videos(network, table, shortest=shortest, patch_size=patch_size, progress=progress, **options)
+    for _, objects, predicted, truth in videos:
         for name, masks in (("", predicted), ("still_", truth[:1].expand_as(truth))):
             for number in range(1, len(objects) + 1):
                 pairs = [(masks[t] == number, truth[t] == number) for t in range(1, len(truth) - 1)]
@@ -195,12 +190,12 @@ def video_accuracy(
 
 
 def save_masks(predicted: Tensor, objects: list[int], folder: str | Path) -> list[Path]:
-    """Predicted objects Long[frames, H, W] as palette images ``00000.png`` …, as DAVIS' own tools read them.
+    """Write predicted objects Long[frames, H, W] in the format of DAVIS, as palette images ``00000.png`` ….
 
     Args:
-        predicted: 0 background, i + 1 the i-th object.
-        objects: their numbers in the mask files; a single object of 255 (DAVIS-2016) keeps that number.
-        folder: is made.
+        predicted: 0 is background, i + 1 the i-th object.
+        objects: their numbers in the mask files; a single object of number 255 (DAVIS-2016) keeps that number.
+        folder: created if it does not exist.
 
     Returns:
         The files.
@@ -220,43 +215,28 @@ def save_masks(predicted: Tensor, objects: list[int], folder: str | Path) -> lis
 
 
 def _palette() -> list[int]:
-    """VOC's and DAVIS' colours: the bits of a number are dealt to red, green and blue in turn, from the highest on."""
+    """The colours of VOC and DAVIS: the bits of a number go to red, green and blue in turn, and fill each from its highest bit on."""
     return [sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for number in range(256) for channel in range(3)]
 
 
 def region_similarity(mask: Tensor, truth: Tensor) -> float:
-    """J: the intersection over the union of two masks Bool[H, W]; 1 when both are empty.
-
-    Raises:
-        ValueError: masks of other types, or of two shapes.
-    """
+    """J: the intersection over union of two masks Bool[H, W]; 1 if both are empty."""
     _check_masks(mask, truth)
     union = (mask | truth).sum().item()
     return (mask & truth).sum().item() / union if union else 1.0
 
 
 def boundary_accuracy(mask: Tensor, truth: Tensor) -> float:
-    """F: the harmonic mean of precision and recall of a mask's boundary pixels, which count as right within 0.008 of the
-    image's diagonal, rounded up to pixels.
-
-    Args:
-        mask, truth: Bool[H, W].
-
-    Returns:
-        A number in [0, 1]; 1 when neither has a boundary.
-
-    Raises:
-        ValueError: masks of other types, or of two shapes.
+    """F: the harmonic mean of precision and recall of the boundary pixels of two masks Bool[H, W], in [0, 1]; 1 if neither mask
+    has a boundary. A boundary pixel is right within a distance of 0.008 of the image's diagonal, rounded up to pixels.
     """
     _check_masks(mask, truth)
     radius = math.ceil(BOUND * math.hypot(*mask.shape))
-    found, wanted = _boundary(mask), _boundary(truth)
-    if not found.any() and not wanted.any():
-        return 1.0
-    if not found.any() or not wanted.any():
-        return 0.0  # of precision and recall one is 0
-    precision = (found & _dilate(wanted, radius)).sum().item() / found.sum().item()
-    recall = (wanted & _dilate(found, radius)).sum().item() / wanted.sum().item()
+    predicted, true = _boundary(mask), _boundary(truth)
+    if not predicted.any() or not true.any():
+        return float(not predicted.any() and not true.any())  # if only one mask has a boundary, precision or recall is 0
+    precision = (predicted & _dilate(true, radius)).sum().item() / predicted.sum().item()
+    recall = (true & _dilate(predicted, radius)).sum().item() / true.sum().item()
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
@@ -269,13 +249,13 @@ def _check_masks(mask: Tensor, truth: Tensor) -> None:
 
 
 def _boundary(mask: Tensor) -> Tensor:
-    """Pixels that differ from the one to the right, the one below, or the one below to the right; the frame's edge is none."""
+    """Pixels that differ from the pixel to the right, below, or below to the right; the edge of the frame is no boundary."""
     padded = F.pad(mask[None].float(), (0, 1, 0, 1), mode="replicate")[0].bool()
     return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:
-    """Bool[H, W], True within ``radius`` pixels (Euclidean) of the mask."""
+    """Bool[H, W], True within a Euclidean distance of ``radius`` pixels from the mask."""
     height, width = mask.shape
     counts = F.pad(mask.int(), (radius + 1, radius)).cumsum(1, dtype=torch.int32)
     grown = torch.zeros_like(mask)
@@ -294,28 +274,22 @@ class VideoSettings(Keys):
     split: str  # of the videos
     shortest: int  # pixels of the shorter side that the network sees
     patch_size: int  # pixels a side of the network's patches
-    radius: int  # patches, of the square window in which neighbours are looked for
-    n_last: int  # frames before, beside the first
+    radius: int  # patches, of the square window of the candidates
+    n_last: int  # preceding frames, besides the first
     topk: int  # nearest patches
     temperature: float = 0.1  # of their weights
 
 
-class VideoSegmentation(Evaluation, name="video"):
+class VideoSegmentation(FullResolutionEvaluation, name="video"):
     """``video_accuracy``."""
 
     Settings = VideoSettings
     once = ("still_j_mean", "still_f_mean", "still_jf_mean", "objects", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device="cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
         """``test`` is a table of frames with ``mask`` and ``sequence``."""
         table = read_table(self.settings.data, self.settings.split, root=root)
         return Inputs(table, fingerprints={"test": fingerprint(table)}, left_out=0)
 
-    def measure(self, network: nn.Module, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+    def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         return video_accuracy(network, inputs.test, progress=context.progress, **self.options)
-
-    @property
-    def options(self) -> dict:
-        """The settings as ``segment_videos`` takes them."""
-        names = ("shortest", "patch_size", "radius", "n_last", "topk", "temperature")
-        return {name: getattr(self.settings, name) for name in names}

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lib.data.views import View, make_views
 from lib.keys import Keys
 from lib.learning.optimizers import make_optimizer
-from lib.models import Model
+from lib.models import Model, network_of
 from lib.pooling import pooling_names
 
 METHODS: dict[str, type["Learner"]] = {}  # by name, in the order of their declaration
@@ -88,7 +89,7 @@ class Learner(nn.Module):
 
     Config: ClassVar[type[TrainingConfig]]
     pretext: ClassVar[bool] = False
-    encoder: nn.Module  # the network that is evaluated and kept
+    encoder: Any  # the network that is evaluated and kept; an attribute or a property
 
     def __init_subclass__(cls, *, method: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -111,3 +112,39 @@ class Learner(nn.Module):
             blocks = getattr(network, "blocks", None)
             for block in [network] if blocks is None else blocks[:-1]:  # the last block returns its attention
                 block.compile()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretextConfig(MethodConfig):
+    """Keys of a recipe entry with ``method: rotation``, and of every pretext task."""
+
+    crop_scale: list[float]  # area of the random crop as a fraction of the image
+
+
+class Pretext(Learner):
+    """A network that solves a pretext task on random crops.
+
+    Args:
+        config: the recipe.
+        view: how a crop is made.
+    """
+
+    pretext = True
+
+    def __init__(self, config: PretextConfig, view: View):
+        super().__init__()
+        self.config, self.view = config, view
+        self.student = network_of(vars(config), drop_path_rate=config.drop_path)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.student
+
+    def crops(self, images: Tensor, sizes: Tensor, generator: torch.Generator, *, count: int = 1) -> Tensor:
+        """Float[count B, 3, size, size], normalised."""
+        return torch.cat(make_views(images, [self.view] * count, sizes=sizes, generator=generator))
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """Two linear layers with GELU between them."""
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))

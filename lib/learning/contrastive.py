@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.views import View
-from lib.learning.pretext import Pretext, PretextConfig, mlp
+from lib.learning.base import Pretext, PretextConfig, mlp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,19 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.data.views import View, denormalise, make_views, normalise
-from lib.learning.base import Learner, MethodConfig
+from lib.data.views import View, denormalise, normalise
+from lib.learning.base import Pretext, PretextConfig, mlp
 from lib.learning.colours import BINS, quantise, rgb_to_lab
-from lib.models import network_of
 
 SIDE = 3  # of the puzzle, in tiles
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretextConfig(MethodConfig):
-    """Keys of a recipe entry with ``method: rotation``, and of every pretext task."""
-
-    crop_scale: list[float]  # area of the random crop as a fraction of the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +49,6 @@ class ColorizationConfig(PretextConfig):
             raise ValueError(f"cells: got {self.cells}, accepts divisors of patch_size ({self.patch_size})")
         if not 0 < self.rebalancing <= 1:
             raise ValueError(f"rebalancing: got {self.rebalancing}, accepts a number in (0, 1]")
-
-
-class Pretext(Learner):
-    """A network that solves a pretext task on random crops.
-
-    Args:
-        config: the recipe.
-        view: how a crop is made.
-    """
-
-    pretext = True
-
-    def __init__(self, config: PretextConfig, view: View):
-        super().__init__()
-        self.config, self.view = config, view
-        self.student = network_of(vars(config), drop_path_rate=config.drop_path)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.student
-
-    def crops(self, images: Tensor, sizes: Tensor, generator: torch.Generator, *, count: int = 1) -> Tensor:
-        """Float[count B, 3, size, size], normalised."""
-        return torch.cat(make_views(images, [self.view] * count, sizes=sizes, generator=generator))
 
 
 class Rotation(Pretext, method="rotation"):
@@ -184,11 +152,6 @@ def distant_permutations(count: int, tiles: int) -> Tensor:
         distances[rows[-1]] = np.iinfo(np.int64).min // 2
         rows.append(int(distances.argmax()))
     return torch.from_numpy(every[rows]).long()
-
-
-def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Two linear layers with GELU between them."""
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
 
 def cut_tiles(crops: Tensor, cell: int, tile: int, generator: torch.Generator) -> Tensor:

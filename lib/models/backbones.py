@@ -1,4 +1,7 @@
-"""timm's ResNets and ConvNeXts with any pooling on top of their last map."""
+"""timm's ResNets and ConvNeXts with any pooling after their last feature map."""
+
+from collections.abc import Callable
+from typing import Any
 
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from timm.models.resnet import BasicBlock
@@ -10,12 +13,15 @@ from lib.pooling import SimPool
 
 
 class Convolutional(Model):
-    """A network whose patches are the pixels of its last map."""
+    """A network whose patches are the positions of its last feature map."""
+
+    pooling: nn.Module
+    forward_features: Callable[[Tensor], Tensor]  # timm's
 
     def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         maps = self.forward_features(images)  # [B, D, H, W]
         patches = maps.flatten(2).mT
-        return simpool_keys(self.pooling, patches) if isinstance(self.pooling, SimPool) else patches, tuple(maps.shape[-2:])
+        return simpool_keys(self.pooling, patches) if isinstance(self.pooling, SimPool) else patches, (maps.shape[2], maps.shape[3])
 
     def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:
@@ -24,25 +30,23 @@ class Convolutional(Model):
             raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w]")
         maps = self.forward_features(images)  # [B, D, H, W]
         vector, attention = self.pooling(maps)
-        return Features(self.after_pooling(vector), maps.flatten(2).mT, tuple(maps.shape[-2:]), attention)
+        return Features(self.after_pooling(vector), maps.flatten(2).mT, (maps.shape[2], maps.shape[3]), attention)
 
     def after_pooling(self, vector: Tensor) -> Tensor:
         return vector
 
-    @property
-    def embed_dim(self) -> int:
-        return self.num_features
-
 
 class ResNet(Convolutional, TimmResNet):
-    """Without a norm around the pooling."""
+    """A ResNet has no norm before or after the pooling."""
 
     def classify(self, vector: Tensor) -> Tensor:
         return self.fc(nn.functional.dropout(vector, self.drop_rate, self.training) if self.drop_rate else vector)
 
 
 class ConvNeXt(Convolutional, TimmConvNeXt):
-    """With the norm after the pooling."""
+    """A ConvNeXt normalises the pooled vector."""
+
+    head: Any  # one of timm's classifier heads
 
     def after_pooling(self, vector: Tensor) -> Tensor:
         norm = self.head.norm
@@ -52,24 +56,24 @@ class ConvNeXt(Convolutional, TimmConvNeXt):
         return self.head.fc(self.head.drop(vector))
 
 
-def resnet_mini(**options) -> ResNet:
-    """A ResNet for small images: four basic blocks, a map of an eighth of their side, 0.3 million parameters."""
-    network = ResNet(BasicBlock, (1, 1, 1, 1), channels=(16, 32, 64, 128), output_stride=16, stem_width=16, **options)
+def resnet_mini(**options: Any) -> ResNet:
+    """A ResNet for small images: four basic blocks, stride 8, 0.3 million parameters."""
+    network: Any = ResNet(BasicBlock, (1, 1, 1, 1), channels=(16, 32, 64, 128), output_stride=16, stem_width=16, **options)
     network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
     network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
-def convnext_mini(**options) -> ConvNeXt:
-    """A ConvNeXt for small images: five blocks, a map of an eighth of their side, 0.8 million parameters."""
+def convnext_mini(**options: Any) -> ConvNeXt:
+    """A ConvNeXt for small images: five blocks, stride 8, 0.8 million parameters."""
     return ConvNeXt(depths=(1, 1, 2, 1), dims=(32, 64, 128, 192), output_stride=8, **options)
 
 
-SMALL = {"resnet_mini": resnet_mini, "convnext_mini": convnext_mini}
+SMALL: dict[str, Callable[..., Convolutional]] = {"resnet_mini": resnet_mini, "convnext_mini": convnext_mini}
 
 
-def normed_after_pooling(network: nn.Module) -> bool:
-    """Whether a timm ConvNeXt has the original's head: pooling, norm, classifier, and nothing between."""
+def has_original_head(network: TimmConvNeXt) -> bool:
+    """Whether a timm ConvNeXt has the head of the original, that is pooling, norm and classifier and nothing else."""
     head = network.head
     return isinstance(getattr(head, "norm", None), nn.LayerNorm) and not isinstance(getattr(head, "pre_logits", None), nn.Sequential)

@@ -1,10 +1,10 @@
-"""What all networks share: features, a forward pass, and saving."""
+"""The base class of all networks: features, the forward pass, and saving."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model
@@ -14,43 +14,44 @@ from lib.pooling import SimPool
 
 
 class Features(NamedTuple):
-    """What a network makes of images.
+    """The output of a network for a batch of images."""
 
-    cls: Float[B, D] pooled token, or None; patches: Float[B, N, D], row-major; grid: (H, W) with N = H W;
-    attention: Float[B, heads, N], of the pooled token over the patches (of a class token, the softmax includes the token
-    itself), or None where the pooling has none.
-    """
-
-    cls: Tensor | None
-    patches: Tensor
-    grid: tuple[int, int]
+    cls: Tensor  # Float[B, D], the class token or the pooled vector
+    patches: Tensor  # Float[B, N, D], row-major
+    grid: tuple[int, int]  # (H, W) with N = H W
+    # Float[B, heads, N], of the pooled token over the patches; None for a pooling without attention. The softmax of a class token
+    # includes the token itself, so its N values sum to less than 1.
     attention: Tensor | None
 
 
 class Model(
     PyTorchModelHubMixin,
+    nn.Module,
     ABC,
     library_name="pytorch",
     tags=["attmask", "simpool", "image-feature-extraction"],
     paper_url="https://arxiv.org/abs/2309.06891",
 ):
-    """A network with ``features``. ``save_pretrained``, ``push_to_hub`` and ``Model.from_pretrained`` keep the arguments of
-    ``create_model`` beside the weights, and a model card.
+    """A network with ``features``. ``save_pretrained``, ``push_to_hub`` and ``Model.from_pretrained`` store and read the arguments of
+    ``create_model`` together with the weights and a model card.
     """
 
     pooling: nn.Module | None
+    embed_dim: int  # D, channels of the patches
+    num_features: int  # D as well, under timm's name
+    get_classifier: Callable[[], nn.Module]  # timm's
     factory: ClassVar[Callable[..., "Model"]]  # lib.models.factory.create_model, which registers itself here
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Features:
-        """Features of images Float[B, 3, h, w]. Of several pooled vectors, ``cls`` is the largest of each channel."""
-        found = self.pool(images, mask)
-        return found._replace(cls=found.cls.amax(1)) if found.cls.ndim == 3 else found
+        """Features of images Float[B, 3, h, w]. If there are several pooled vectors, ``cls`` is their maximum in each channel."""
+        features = self.pool(images, mask)
+        return features._replace(cls=features.cls.amax(1)) if features.cls.ndim == 3 else features
 
     def last_cls(self, images: Tensor, blocks: int = 1) -> Tensor:
-        """The class tokens of the last blocks, each through the final norm, joined: Float[B, blocks D], the last block's last.
+        """The class tokens after each of the last blocks, normalised and concatenated: Float[B, blocks D], in the order of the blocks.
 
         Raises:
-            ValueError: more than one block of a network without a class token, or more than it has.
+            ValueError: more blocks than the network has, or more than one for a network without a class token.
         """
         if blocks != 1:
             raise ValueError(f"blocks: got {blocks}, a network without a class token accepts 1, its pooled vector")
@@ -58,25 +59,24 @@ class Model(
 
     @abstractmethod
     def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The keys of the last attention layer, Float[B, N, D], and the patches' grid (H, W): SimPool's, else those of a transformer's last
-        block. A network without attention gives its patches.
+        """The keys of the last attention layer, Float[B, N, D], and the grid (H, W) of the patches. The last attention layer is SimPool
+        or, without it, the last block of a transformer. A network without attention returns its patches.
         """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float[B, 3, h, w] -> logits Float[B, num_classes], or the pooled vector [B, D] without a classifier.
-
-        Of several pooled vectors, each class takes its largest logit (SimPool, appendix, for Slot).
-        """
+        """Float[B, 3, h, w] -> logits Float[B, num_classes], or the pooled vector [B, D] without a classifier."""
         return self.logits(self.pool(images).cls)
 
     def logits(self, vector: Tensor) -> Tensor:
-        """Pooled vectors Float[B, D] or [B, k, D] -> logits Float[B, num_classes]."""
+        """Pooled vectors Float[B, D] or [B, k, D] -> logits Float[B, num_classes]. With k vectors, the logit of a class is the largest
+        of its k logits (SimPool, appendix, for Slot).
+        """
         logits = self.classify(vector)
         return logits.amax(1) if logits.ndim == 3 else logits
 
     @abstractmethod
     def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
-        """As ``features``, with all k pooled vectors: cls is [B, D] or [B, k, D]."""
+        """Like ``features``, but with all k pooled vectors: cls is [B, D] or [B, k, D]."""
 
     @property
     def classifier(self) -> nn.Module:
@@ -88,11 +88,11 @@ class Model(
         """Float[..., D] -> logits Float[..., num_classes]."""
 
     @classmethod
-    def from_pretrained(cls, name, **options):
-        """A saved network, from a folder or the Hub; arguments as of ``PyTorchModelHubMixin.from_pretrained``.
+    def from_pretrained(cls, name: str | Path, **options: Any) -> "Model":  # type: ignore[override]  # another name of the argument
+        """Load a saved network from a folder or the Hub; ``options`` are those of ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:
-            ValueError: a missing or damaged file, named.
+            ValueError: a missing or damaged file; the message names it.
         """
         try:
             return super().from_pretrained(name, **options)
@@ -104,12 +104,12 @@ class Model(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_
     ):
         if not isinstance(config, dict) or "arch" not in config:
-            raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts what save_pretrained wrote")
+            raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts the files of save_pretrained")
         file = f"{model_id}/model.safetensors"
         model = cls.factory(**config)
         try:
             if not Path(model_id).is_dir():
-                hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+                hub: dict[str, Any] = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
                 file = hf_hub_download(model_id, "model.safetensors", local_files_only=local_files_only, **hub)
             load_model(model, file, strict=strict, device=map_location)
         except Exception as error:

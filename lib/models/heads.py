@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class WeightNormLinear(nn.Module):
-    """A bias-free linear layer whose rows are ``g * v / |v|``, under the parameter names of the released checkpoints."""
+    """A linear layer without bias, with the rows ``g * v / |v|`` and the parameter names of the released checkpoints."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -22,12 +22,10 @@ class ProjectionHead(nn.Module):
     """MLP, l2 normalisation, and a weight-normed linear layer onto K prototypes (DINO section 3.1, appendix C).
 
     Args:
-        in_dim: width D of the network.
-        out_dim: prototypes K.
-        hidden_dim: width of the MLP.
-        bottleneck_dim: width of the normalised vector.
-        layers: linear layers of the MLP, GELU between them.
-        norm_last_layer: keep the gain of the last layer frozen at 1.
+        in_dim, out_dim: channels D of the network, and prototypes K.
+        hidden_dim, bottleneck_dim: width of the MLP, and of the normalised vector.
+        layers: linear layers of the MLP, with GELU between them.
+        norm_last_layer: freeze the gain of the last layer at 1.
 
     Raises:
         ValueError: fewer than one layer.
@@ -40,7 +38,7 @@ class ProjectionHead(nn.Module):
         if layers < 1:
             raise ValueError(f"layers: got {layers}, accepts 1 or more")
         widths = [in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim]
-        modules = []
+        modules: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             modules += [nn.GELU()] * (i > 0) + [nn.Linear(a, b)]
         self.mlp = nn.Sequential(*modules)
@@ -61,18 +59,17 @@ class ProjectionHead(nn.Module):
 
 
 class RestorationDecoder(nn.Sequential):
-    """Patch tokens back to pixels: a 3x3 convolution over the grid, GELU, and a linear layer to the pixels of each patch.
+    """Reconstructs pixels from patch tokens: a 3x3 convolution over the grid, GELU, and a linear layer to the pixels of each patch.
 
     Args:
-        dim: width D of the tokens.
-        hidden_dim: width of the convolution.
-        patch_size: pixels a side.
+        dim, hidden_dim: channels D of the tokens, and of the convolution.
+        patch_size: side of a patch in pixels.
     """
 
     def __init__(self, dim: int, hidden_dim: int, patch_size: int):
         pixels = nn.Conv2d(hidden_dim, 3 * patch_size**2, 1)
         super().__init__(nn.Conv2d(dim, hidden_dim, 3, padding=1), nn.GELU(), pixels, nn.PixelShuffle(patch_size))
 
-    def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]  # Sequential takes one argument
         """Float[B, N, D] on a grid (H, W) -> images Float[B, 3, H patch_size, W patch_size], normalised as the views are."""
         return super().forward(patches.mT.unflatten(2, grid))

@@ -1,4 +1,4 @@
-"""Maps at four scales from the last map of any network, for detection and segmentation."""
+"""Feature maps at four scales from the last map of any network, for detection and segmentation."""
 
 from collections import OrderedDict
 
@@ -11,34 +11,39 @@ from lib.models.vit import ViT
 
 
 class SimplePyramid(nn.Module):
-    """The simple feature pyramid of ViTDet (Li et al., ECCV 2022, section 3): from the last map of stride s, maps of strides s/4, s/2, s and
-    2s, by transposed convolutions and a maximum.
+    """The simple feature pyramid of ViTDet (Li et al., ECCV 2022, section 3). From the last map, of stride s, it computes maps of strides
+    s/4, s/2, s and 2s by transposed convolutions and max pooling.
 
     Args:
-        network: any of ``create_model``'s, which becomes a part of this module.
+        network: a network of ``create_model``, which becomes a submodule.
         width: channels of all four maps.
 
     Attributes:
-        out_channels: the width, under the name that torchvision's detectors look for.
-        strides: pixels from one cell of a map to the next.
+        out_channels: the width, under the name that torchvision's detectors need.
+        strides: strides of the four maps in pixels.
+        multiple: the sides of images must be multiples of this number of pixels.
     """
 
     def __init__(self, network: Model, width: int):
         super().__init__()
         self.network, self.out_channels, dim = network, width, network.embed_dim
         stride = network.patch_embed.patch_size[0] if isinstance(network, ViT) else self._stride(network)
-        for name in ("pooling", "head"):  # what comes after the last map learns nothing from it
+        for name in ("pooling", "head"):  # the maps do not depend on these parts, so they get no gradient
             if getattr(network, name, None) is not None:
                 getattr(network, name).requires_grad_(False)
         self.strides = [max(1, round(stride * factor)) for factor in (0.25, 0.5, 1, 2)]
-        quarter = [nn.ConvTranspose2d(dim, dim // 2, 2, 2), LayerNorm2d(dim // 2), nn.GELU(), nn.ConvTranspose2d(dim // 2, dim // 4, 2, 2)]
-        steps = [(quarter, dim // 4), ([nn.ConvTranspose2d(dim, dim // 2, 2, 2)], dim // 2), ([], dim), ([nn.MaxPool2d(2)], dim)]
-        self.levels = nn.ModuleList(nn.Sequential(*step, *self._narrowed(channels, width)) for step, channels in steps)
-
-    @staticmethod
-    def _narrowed(channels: int, width: int) -> list[nn.Module]:
-        first, second = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, width, 3, padding=1, bias=False)
-        return [first, LayerNorm2d(width), second, LayerNorm2d(width)]
+        self.multiple = self.strides[-1]
+        half, quarter = dim // 2, dim // 4
+        steps: list[tuple[list[nn.Module], int]] = [  # the layers of each level, and the channels after them
+            ([nn.ConvTranspose2d(dim, half, 2, 2), LayerNorm2d(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, 2, 2)], quarter),
+            ([nn.ConvTranspose2d(dim, half, 2, 2)], half),
+            ([], dim),
+            ([nn.MaxPool2d(2)], dim),
+        ]
+        for layers, channels in steps:
+            layers += [nn.Conv2d(channels, width, 1, bias=False), LayerNorm2d(width)]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), LayerNorm2d(width)]
+        self.levels = nn.ModuleList(nn.Sequential(*layers) for layers, _ in steps)
 
     @staticmethod
     @torch.no_grad()
@@ -48,13 +53,8 @@ class SimplePyramid(nn.Module):
         network.train(training)
         return 256 // grid[0]
 
-    @property
-    def multiple(self) -> int:
-        """Sides of images are multiples of it."""
-        return self.strides[-1]
-
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Float[B, 3, h, w], normalised -> ``"0"`` to ``"3"``, Float[B, width, h / stride, w / stride], the finest first."""
-        seen = self.network.features(images)
-        last = seen.patches.mT.unflatten(2, seen.grid)  # [B, D, H, W]
+        """Normalised images Float[B, 3, h, w] -> maps ``"0"`` to ``"3"``, Float[B, width, h / stride, w / stride], the finest first."""
+        features = self.network.features(images)
+        last = features.patches.mT.unflatten(2, features.grid)  # [B, D, H, W]
         return OrderedDict((str(i), level(last)) for i, level in enumerate(self.levels))

@@ -1,4 +1,6 @@
-"""timm's Vision Transformers that also take masks, give the class token's attention, and pool by any method instead of it."""
+"""timm's Vision Transformers with masks, the attention of the class token, and any pooling method in place of that token."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,40 +10,38 @@ from torch import Tensor, nn
 from lib.models.base import Features, Model, simpool_keys
 from lib.pooling import SimPool
 
-# Small networks for small images; everything else is timm's.
-SMALL = {
+# Small networks for small images; all other architectures are timm's.
+SMALL: dict[str, dict[str, Any]] = {
     "vit_nano": dict(embed_dim=128, depth=4, num_heads=4),
     "vit_micro": dict(embed_dim=192, depth=6, num_heads=6),
 }
 
 
-class ViT(Model, VisionTransformer):
+class ViT(Model, VisionTransformer):  # type: ignore[misc]  # Model.forward takes images only
     """timm's network with timm's parameter names, ``masked_embed`` [1, D] in students, and ``pooling`` instead of a class token.
 
     Attributes:
-        pooling: None pools by the class token, else a ``lib.pooling`` method.
-        norm_after: the pooling sees un-normalised tokens and its vector is normalised (self-supervised SimPool), instead of
-            the other way round (supervised).
-        released_positions: how positions are interpolated to other grids: as the papers' released code does it, with 0.1 added
-            to the new size, and for networks without a class token even where the grid is the same; else as timm does it.
+        pooling: a ``lib.pooling`` method; None uses the class token.
+        norm_after: pool tokens before the final norm and normalise the pooled vector (self-supervised SimPool). False pools
+            normalised tokens (supervised).
+        released_positions: interpolate positions to other grids like the papers' released code: it adds 0.1 to the new size, and
+            interpolates even to the same grid in networks without a class token. False interpolates like timm.
     """
 
     norm_after: bool = False
     released_positions: bool = False
+    masked_embed: nn.Parameter
+    pos_embed: nn.Parameter
 
-    def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:
+    def pool(self, images: Tensor, mask: Tensor | None = None) -> Features:  # type: ignore[override]  # timm's pools tokens
         """Normalised last features, the pooled vector and its attention.
 
-        Every block uses fused attention; of the last one, the single softmax row that belongs to [CLS] is computed apart,
-        so that attention costs next to nothing (AttMask section 3.3).
+        All blocks use fused attention. The single softmax row of [CLS] in the last block is computed separately, so attention
+        costs almost nothing (AttMask section 3.3).
 
         Args:
             images: Float[B, 3, h, w], normalised; sides are multiples of the patch size.
-            mask: Bool[B, N], True = masked: those patch embeddings are replaced by ``masked_embed`` before the position
-                embedding is added.
-
-        Returns:
-            Features.
+            mask: Bool[B, N], True = masked: ``masked_embed`` replaces these patch embeddings before positions are added.
 
         Raises:
             ValueError: images or a mask of the wrong shape, or a mask for a network without a mask embedding.
@@ -55,9 +55,9 @@ class ViT(Model, VisionTransformer):
             prefix = self.num_prefix_tokens
             return Features(x[:, 0], x[:, prefix:], grid, attention[..., prefix:])
         x = self.blocks[-1](x)[:, self.num_prefix_tokens :]  # without registers
-        normalised = self.norm(x)
-        vector, attention = self.pooling(x if self.norm_after else normalised, grid)
-        return Features(self.norm(vector) if self.norm_after else vector, normalised, grid, attention)
+        patches = self.norm(x)
+        vector, attention = self.pooling(x if self.norm_after else patches, grid)
+        return Features(self.norm(vector) if self.norm_after else vector, patches, grid, attention)
 
     def last_cls(self, images: Tensor, blocks: int = 1) -> Tensor:
         if self.pooling is not None or blocks == 1:
@@ -75,7 +75,8 @@ class ViT(Model, VisionTransformer):
         x, grid = self._embed(images, None)
         for block in self.blocks[:-1]:
             x = block(x)
-        prefix, last = self.num_prefix_tokens, self.blocks[-1]
+        prefix = self.num_prefix_tokens
+        last: Any = self.blocks[-1]
         if isinstance(self.pooling, SimPool):
             x = last(x)[:, prefix:]
             return simpool_keys(self.pooling, x if self.norm_after else self.norm(x)), grid
@@ -95,10 +96,9 @@ class ViT(Model, VisionTransformer):
         if mask is not None:
             if not hasattr(self, "masked_embed"):
                 raise ValueError("mask: got one, but this network has no mask embedding; accepts None (see create_model's mask_token)")
-            if mask.dtype != torch.bool or mask.shape != (len(x), grid[0] * grid[1]):
-                raise ValueError(
-                    f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepts bool of shape {(len(x), grid[0] * grid[1])}"
-                )
+            shape = (len(x), grid[0] * grid[1])
+            if mask.dtype != torch.bool or mask.shape != shape:
+                raise ValueError(f"mask: got {mask.dtype} of shape {tuple(mask.shape)}, accepts bool of shape {shape}")
             x = torch.where(mask.view(*x.shape[:3], 1), self.masked_embed.to(x.dtype), x)
         return self.norm_pre(self.patch_drop(self._pos_embed(x))), grid
 
@@ -114,34 +114,29 @@ class ViT(Model, VisionTransformer):
             squares = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
             scale = ((height + 0.1) / side, (width + 0.1) / side)
             positions = F.interpolate(squares, scale_factor=scale, mode="bicubic").flatten(2).mT
-        tokens = [] if prefix == 0 else [self.cls_token.expand(len(x), -1, -1)]
+        tokens = [] if self.cls_token is None else [self.cls_token.expand(len(x), -1, -1)]
         return self.pos_drop(torch.cat([*tokens, x.flatten(1, 2)], 1) + torch.cat([first, positions], 1))
 
 
-def last_block(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A timm block on x [B, T, D], and the first token's attention Float[B, heads, T] in it."""
-    y, attention = _attend(block.attn, block.norm1(x))
-    x = x + block.drop_path1(block.ls1(y))
+def last_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output of a timm block for x [B, T, D], and the attention Float[B, heads, T] of the first token in it."""
+    attn, y = block.attn, block.norm1(x)
+    q, k, v = _query_key_value(attn, y)
+    attention = ((q[:, :, :1] * attn.scale) @ k.mT).softmax(-1).squeeze(2)
+    z = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
+    z = attn.norm(z.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        z = z * attn.gate(y).sigmoid()
+    x = x + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(z))))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), attention
 
 
-def _attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    batch, tokens, _ = x.shape
-    q, k, v = _query_key_value(attn, x)
-    first = ((q[:, :, :1] * attn.scale) @ k.mT).softmax(-1).squeeze(2)  # [B, heads, T]
-    y = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
-    y = attn.norm(y.transpose(1, 2).reshape(batch, tokens, -1))
-    if attn.gate is not None:
-        y = y * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(y)), first
-
-
-def _query_key_value(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each Float[B, heads, T, d]."""
+def _query_key_value(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, Float[B, heads, T, d] each."""
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether a timm network is a Vision Transformer whose parts are all the usual ones."""
+    """Whether a timm network is a Vision Transformer with standard blocks and attention layers."""
     return type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention

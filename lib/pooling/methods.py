@@ -1,11 +1,13 @@
-"""The talk's landscape: each pooling method as the parts that it declares of the one algorithm (``lib.pooling.framework``).
+"""The pooling methods of the talk's landscape. Each class declares its parts of the algorithm in ``lib.pooling.framework``.
 
-The order and the groups are the table's: simple functions of the features, clustering, re-weighting of the features,
-transformers; SimPool, the fifth group, has a file of its own. Where timm has a method's layers, they are timm's.
+Order and groups are those of the talk's table: simple functions of the features, clustering, re-weighting of the features, and
+transformers. The fifth group, SimPool, is in ``lib.pooling.simpool``. Layers are timm's if timm has them. The first argument of every
+method, ``dim``, is the number of channels D.
 """
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,10 @@ from lib.pooling.framework import (
     Power,
     Variables,
     average,
-    current,
+    current_vectors,
     dot_product,
     features,
-    learned,
+    learned_vectors,
     merge_heads,
     negative_distance,
     over_tokens,
@@ -64,8 +66,7 @@ class GeM(Pooling, name="gem"):
     """Generalised mean (Radenović et al., 2018) of the features' positive part.
 
     Args:
-        dim: channels D.
-        gamma: the power; 1 is the average, infinity the maximum.
+        gamma: the power; 1 gives the average, infinity the maximum.
         sums: sum the powers, as SimPool's released code does, instead of averaging them.
     """
 
@@ -91,12 +92,7 @@ class GeM(Pooling, name="gem"):
 
 
 class LSE(Pooling, name="lse"):
-    """Log-sum-exp (Pinheiro & Collobert, 2015), a smooth maximum whose sharpness tau is learned.
-
-    Args:
-        dim: channels D.
-        tau: sharpness at the start.
-    """
+    """Log-sum-exp (Pinheiro & Collobert, 2015), a smooth maximum with a learned sharpness, which starts at ``tau``."""
 
     group, category_level = 1, True
     h, phi_V, phi_U = uniform, features, pooled_values
@@ -108,17 +104,16 @@ class LSE(Pooling, name="lse"):
 
     @part("exp(tau x)")
     def f(self, t: Variables) -> Exponential:
-        return Exponential(self.tau.clamp(min=1e-3))  # at 0 it is not defined, below it turns into a minimum
+        return Exponential(self.tau.clamp(min=1e-3))  # tau = 0 is undefined, and tau < 0 would give a minimum
 
 
 class HOW(Pooling, name="how"):
     """Local descriptors weighted by their norm (Tolias et al., 2020).
 
     Args:
-        dim: channels D.
         squared: weight by squared norms (the definition) instead of norms (SimPool's released code).
-        normalise: let an image's weights sum to 1. The definition's do not; its method normalises the descriptor afterwards
-            instead, without which no classifier can be trained on top.
+        normalise: scale the weights of an image to a sum of 1. The definition does not, but its authors normalise the pooled vector
+            afterwards; without either, no classifier can be trained on the vector.
     """
 
     group = 1
@@ -138,8 +133,8 @@ class HOW(Pooling, name="how"):
 
     @part("FC(avg_3(X))")
     def phi_V(self, t: Variables) -> Tensor:
-        smooth = F.avg_pool2d(t.as_map(t.X), 3, stride=1, padding=1, count_include_pad=False)
-        return self.fc(smooth.flatten(2).mT)
+        averages = F.avg_pool2d(t.as_map(t.X), 3, stride=1, padding=1, count_include_pad=False)
+        return self.fc(averages.flatten(2).mT)
 
 
 # ---- group 2: clustering ----------------------------------------------------------------------------------------------
@@ -149,14 +144,13 @@ class OTK(Pooling, name="otk"):
     """Optimal transport kernel embedding (Mialon et al., 2021): tokens are transported to learned references.
 
     Args:
-        dim: channels D.
-        k: references.
-        eps: entropic regularisation in units of D, that is of a squared distance of 1 in every channel.
-        iterations: of Sinkhorn's algorithm.
+        k: number of references.
+        eps: entropic regularisation in units of D, the squared distance between vectors that differ by 1 in every channel.
+        iterations: iterations of Sinkhorn's algorithm.
     """
 
     group, category_level, pooled_vectors = 2, True, "k"
-    U0, phi_Q, phi_K, s, f, phi_U = learned, current, features, negative_distance, weighted_sum, pooled_values
+    U0, phi_Q, phi_K, s, f, phi_U = learned_vectors, current_vectors, features, negative_distance, weighted_sum, pooled_values
 
     def __init__(self, dim: int, k: int = 3, *, eps: float = 1.0, iterations: int = 1):
         super().__init__(dim)
@@ -169,7 +163,7 @@ class OTK(Pooling, name="otk"):
 
     @part("Sinkhorn(exp(S/eps))")
     def h(self, t: Variables) -> Tensor:
-        """Balanced so that tokens count alike, then references; columns sum to 1."""
+        """Each iteration normalises over references, so that all tokens have equal weight, then over tokens: columns sum to 1."""
         logits = t.S.to(torch.promote_types(t.S.dtype, torch.float32)) / self.eps
         for _ in range(self.sinkhorn):
             logits = logits.log_softmax(-1).log_softmax(-2)
@@ -181,16 +175,15 @@ class OTK(Pooling, name="otk"):
 
 
 class KMeans(Pooling, name="kmeans"):
-    """k-means over an image's tokens, from k of them drawn at random (in evaluation mode always the same places).
+    """k-means over the tokens of an image, starting from k random tokens (in evaluation mode always at the same positions).
 
     Args:
-        dim: channels D.
-        k: clusters; an image of fewer tokens starts with some of them twice.
-        iterations: of Lloyd's algorithm.
+        k: number of clusters; an image with fewer tokens starts with repeated ones.
+        iterations: iterations of Lloyd's algorithm.
     """
 
     group, iterative, pooled_vectors = 2, True, "k"
-    phi_Q, phi_K, s, phi_V, f, phi_X = current, features, negative_distance, features, weighted_sum, features
+    phi_Q, phi_K, s, phi_V, f, phi_X = current_vectors, features, negative_distance, features, weighted_sum, features
 
     def __init__(self, dim: int, k: int = 3, *, iterations: int = 5):
         super().__init__(dim)
@@ -201,33 +194,31 @@ class KMeans(Pooling, name="kmeans"):
     @part("random")
     def U0(self, t: Variables) -> Tensor:
         generator = None if self.training else torch.Generator().manual_seed(0)
-        places = torch.randperm(t.X.shape[1], generator=generator).repeat(-(-self.k // t.X.shape[1]))[: self.k]
-        return t.X[:, places.to(t.X.device)]
+        positions = torch.randperm(t.X.shape[1], generator=generator).repeat(-(-self.k // t.X.shape[1]))[: self.k]
+        return t.X[:, positions.to(t.X.device)]
 
     @part("eta_2(argmax_1(S))")
     def h(self, t: Variables) -> Tensor:
-        """Each token counts for its nearest vector; columns sum to 1, or to 0 for a vector that is nobody's nearest."""
+        """Each token belongs to its nearest vector. Columns sum to 1, or to 0 for a vector without tokens."""
         members = F.one_hot(t.S.argmax(-1), self.k).to(t.X.dtype)  # [B, N, k]
         return members / members.sum(1, keepdim=True).clamp(min=1)
 
     @part("Z")
     def phi_U(self, t: Variables) -> Tensor:
-        return torch.where(t.A.sum(1).unsqueeze(-1) > 0, t.Z, t.U)  # nobody's vectors stay
+        return torch.where(t.A.sum(1).unsqueeze(-1) > 0, t.Z, t.U)  # a vector without tokens does not move
 
 
 class Slot(Pooling, name="slot"):
-    """Slot attention (Locatello et al., 2020), with slots that start from learned vectors.
+    """Slot attention (Locatello et al., 2020) with slots that start from learned vectors.
 
     Args:
-        dim: channels D.
-        k: slots.
-        iterations: number of refinements.
-        compete: let slots compete for tokens, as in the original (softmax over slots, then normalised over tokens); the
-            talk's table simplifies this to a softmax over tokens.
+        k, iterations: number of slots, and of their refinements.
+        compete: let slots compete for tokens, as in the original (softmax over slots, then normalisation over tokens). The talk's
+            table simplifies this to a softmax over tokens.
     """
 
     group, category_level, iterative, simplified, pooled_vectors = 2, True, True, True, "k"
-    U0, s, f, phi_X = learned, dot_product, weighted_sum, features
+    U0, s, f, phi_X = learned_vectors, dot_product, weighted_sum, features
 
     def __init__(self, dim: int, k: int = 3, *, iterations: int = 3, compete: bool = False):
         super().__init__(dim)
@@ -269,49 +260,47 @@ class Slot(Pooling, name="slot"):
 # ---- group 3: re-weighting of the features ------------------------------------------------------------------------------
 
 
-class SE(Pooling, name="se"):
-    """Squeeze and excitation (Hu et al., 2018): a gate for every channel.
+@part("sigma(MLP(U))")
+def channel_gates(self: Any, t: Variables) -> Tensor:
+    """timm's ``self.gates`` of the vector U [B, 1, D], without their own pooling and multiplication."""
+    hidden = self.gates.act(self.gates.bn(self.gates.fc1(t.U.mT.unsqueeze(-1))))  # [B, D / reduction, 1, 1]
+    return self.gates.gate(self.gates.fc2(hidden)).squeeze(-1).mT
 
-    Args:
-        dim: channels D.
-        reduction: of the channels, inside the gate.
-    """
+
+@part("diag(q) X")
+def gated_features(self: Any, t: Variables) -> Tensor:
+    return t.Q * t.X
+
+
+@part("V")
+def values(self: Any, t: Variables) -> Tensor:
+    return t.V
+
+
+class SE(Pooling, name="se"):
+    """Squeeze and excitation (Hu et al., 2018): a gate for every channel. ``reduction`` divides the channels inside the gate."""
 
     group, category_level = 3, True
-    U0 = average
+    U0, phi_Q, phi_V, phi_X = average, channel_gates, gated_features, values
 
     def __init__(self, dim: int, reduction: int = 16):
         super().__init__(dim)
         self.gates = _squeeze_excite(dim, reduction)
 
-    @part("sigma(MLP(U))")
-    def phi_Q(self, t: Variables) -> Tensor:
-        return _channel_gate(self.gates, t.U)
-
-    @part("diag(q) X")
-    def phi_V(self, t: Variables) -> Tensor:
-        return t.Q * t.X
-
-    @part("V")
-    def phi_X(self, t: Variables) -> Tensor:
-        return t.V
-
 
 class GE(Pooling, name="ge"):
-    """Gather and excite (Hu et al., 2018) with parameters: a gate for every channel and place, from its neighbourhood.
+    """Gather and excite (Hu et al., 2018) with parameters: a gate for every channel and position, computed from the neighbourhood.
 
-    Not in the talk's table, but among the methods that it compares.
-
-    Args:
-        dim: channels D.
-        extent: side of the neighbourhoods, a power of two.
+    ``extent``, a power of two, is the side of the neighbourhood. The talk compares this method, but its table does not list it.
     """
+
+    phi_X = values
 
     def __init__(self, dim: int, extent: int = 2):
         super().__init__(dim)
         if not isinstance(extent, int) or extent < 2 or extent & (extent - 1):
             raise ValueError(f"extent: got {extent!r}, accepts a power of two of at least 2")
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range(extent.bit_length() - 1):
             layers += [nn.Conv2d(dim, dim, 3, stride=2, padding=1, groups=dim, bias=False), nn.BatchNorm2d(dim), nn.ReLU()]
         self.gather = nn.Sequential(*layers[:-1])
@@ -326,24 +315,19 @@ class GE(Pooling, name="ge"):
     def phi_V(self, t: Variables) -> Tensor:
         return t.Q * t.X
 
-    @part("V")
-    def phi_X(self, t: Variables) -> Tensor:
-        return t.V
-
 
 class CBAM(Pooling, name="cbam"):
-    """Convolutional block attention (Woo et al., 2018): a gate for every channel, then one for every place.
+    """Convolutional block attention (Woo et al., 2018): a gate for every channel, then one for every position.
 
-    As simplified in the talk's table: gates follow from averages alone. timm's ``CbamModule`` is the original.
+    It is simplified as in the talk's table: gates use averages only. timm's ``CbamModule`` is the original.
 
     Args:
-        dim: channels D.
-        reduction: of the channels, inside the gate.
-        kernel: side of the convolution over places, odd.
+        reduction: divides the channels inside the gate.
+        kernel: side of the convolution over positions, odd.
     """
 
     group, category_level, simplified = 3, True, True
-    U0, phi_K, s = average, features, dot_product
+    U0, phi_Q, phi_K, s, phi_V = average, channel_gates, features, dot_product, gated_features
 
     def __init__(self, dim: int, reduction: int = 16, *, kernel: int = 7):
         super().__init__(dim)
@@ -352,17 +336,9 @@ class CBAM(Pooling, name="cbam"):
         self.gates = _squeeze_excite(dim, reduction)
         self.conv = ConvNormAct(1, 1, kernel, apply_act=False)
 
-    @part("sigma(MLP(U))")
-    def phi_Q(self, t: Variables) -> Tensor:
-        return _channel_gate(self.gates, t.U)
-
     @part("sigma(conv_7(S))")
     def h(self, t: Variables) -> Tensor:
         return self.conv(t.as_map(t.S)).sigmoid().flatten(2).mT
-
-    @part("diag(q) X")
-    def phi_V(self, t: Variables) -> Tensor:
-        return t.Q * t.X
 
     @part("V diag(a)")
     def phi_X(self, t: Variables) -> Tensor:
@@ -372,30 +348,43 @@ class CBAM(Pooling, name="cbam"):
 # ---- group 4: transformers --------------------------------------------------------------------------------------------
 
 
-class CLS(Pooling, name="cls"):
-    """The class token of a Vision Transformer (Dosovitskiy et al., 2021), in a block of its own on top of the features.
+class _ClassToken(Pooling):
+    """A learned token that attends to the features in ``block``, which is applied ``iterations`` times with the same weights."""
 
-    Args:
-        dim: channels D.
-        heads: number m of attention heads.
-        iterations: how often the block, with the same weights, is applied to token and features.
-    """
+    group, category_level, iterative, simplified = 4, True, True, True
+    U0, s, f = learned_vectors, dot_product, weighted_sum
+    block: Any  # a block of timm
 
-    title, group, category_level, iterative, simplified = "ViT", 4, True, True, True
-    U0, s, f = learned, dot_product, weighted_sum
-
-    def __init__(self, dim: int, heads: int = 4, *, iterations: int = 1):
+    def __init__(self, dim: int, heads: int, iterations: int):
         super().__init__(dim)
-        _check_heads(dim, heads)
+        self._check_heads("heads", heads)
         _check_count("iterations", iterations)
         self.heads, self.iterations = heads, iterations
         self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+
+    @part("sigma_2(S_i/sqrt d), m heads")
+    def h(self, t: Variables) -> Tensor:
+        return over_tokens(t.S * self.block.attn.scale)
+
+
+class CLS(_ClassToken, name="cls"):
+    """The class token of a Vision Transformer (Dosovitskiy et al., 2021), in a separate block after the features.
+
+    Args:
+        heads: number m of attention heads.
+        iterations: number of times that the block, with the same weights, is applied to token and features.
+    """
+
+    title = "ViT"
+
+    def __init__(self, dim: int, heads: int = 4, *, iterations: int = 1):
+        super().__init__(dim, heads, iterations)
         self.block = Block(dim, heads, qkv_bias=True)
 
-    def _project(self, x: Tensor, which: int) -> Tensor:
-        part_of = slice(which * self.dim, (which + 1) * self.dim)
-        qkv = self.block.attn.qkv
-        return split_heads(F.linear(self.block.norm1(x), qkv.weight[part_of], qkv.bias[part_of]), self.heads)
+    def _project(self, x: Tensor, index: int) -> Tensor:
+        """The queries (index 0), keys (1) or values (2) of tokens."""
+        rows, qkv = slice(index * self.dim, (index + 1) * self.dim), self.block.attn.qkv
+        return split_heads(F.linear(self.block.norm1(x), qkv.weight[rows], qkv.bias[rows]), self.heads)
 
     @part("g_m(W_Q U)")
     def phi_Q(self, t: Variables) -> Tensor:
@@ -404,10 +393,6 @@ class CLS(Pooling, name="cls"):
     @part("g_m(W_K X)")
     def phi_K(self, t: Variables) -> Tensor:
         return self._project(t.X, 1)
-
-    @part("sigma_2(S_i/sqrt d), m heads")
-    def h(self, t: Variables) -> Tensor:
-        return over_tokens(t.S * self.block.attn.scale)
 
     @part("g_m(W_V X)")
     def phi_V(self, t: Variables) -> Tensor:
@@ -423,29 +408,21 @@ class CLS(Pooling, name="cls"):
         return token + self.block.mlp(self.block.norm2(token))
 
 
-class CaiT(Pooling, name="cait"):
-    """Class attention (Touvron et al., 2021): a class token that reads features that stay as they are.
+class CaiT(_ClassToken, name="cait"):
+    """Class attention (Touvron et al., 2021): a class token attends to features that do not change.
 
     Args:
-        dim: channels D.
-        heads: number m of attention heads.
-        iterations: how often the block, with the same weights, is applied.
-        layer_scale: of the block's branches, at the start.
+        heads, iterations: as in ``CLS``, for the token only.
+        layer_scale: initial scale of the branches of the block.
     """
 
-    title, group, category_level, iterative, simplified = "CaiT", 4, True, True, True
-    U0, s, f, phi_X = learned, dot_product, weighted_sum, features
+    title, phi_X = "CaiT", features
 
     def __init__(self, dim: int, heads: int = 4, *, iterations: int = 1, layer_scale: float = 1e-5):
-        super().__init__(dim)
-        _check_heads(dim, heads)
-        _check_count("iterations", iterations)
-        self.heads, self.iterations = heads, iterations
-        self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+        super().__init__(dim, heads, iterations)
         _check_positive("layer_scale", layer_scale)
-        self.block = LayerScaleBlockClassAttn(
-            dim, heads, qkv_bias=True, init_values=layer_scale, norm_layer=partial(nn.LayerNorm, eps=1e-6)
-        )
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        self.block = LayerScaleBlockClassAttn(dim, heads, qkv_bias=True, init_values=layer_scale, norm_layer=norm)
 
     @part("g_m(W_Q U)")
     def phi_Q(self, t: Variables) -> Tensor:
@@ -454,10 +431,6 @@ class CaiT(Pooling, name="cait"):
     @part("g_m(W_K X)")
     def phi_K(self, t: Variables) -> Tensor:
         return split_heads(self.block.attn.k(self.block.norm1(t.X)), self.heads)
-
-    @part("sigma_2(S_i/sqrt d), m heads")
-    def h(self, t: Variables) -> Tensor:
-        return over_tokens(t.S * self.block.attn.scale)
 
     @part("g_m(W_V X)")
     def phi_V(self, t: Variables) -> Tensor:
@@ -469,18 +442,9 @@ class CaiT(Pooling, name="cait"):
         return token + self.block.gamma_2 * self.block.mlp(self.block.norm2(token))
 
 
-# ---- helpers ----------------------------------------------------------------------------------------------------------
-
-
 def _squeeze_excite(dim: int, reduction: int) -> nn.Module:
     _check_count("reduction", reduction)
     return SqueezeExcite(dim, rd_channels=max(dim // reduction, 1))
-
-
-def _channel_gate(gates: nn.Module, x: Tensor) -> Tensor:
-    """timm's gate of a pooled vector [B, 1, D], without its own pooling and multiplication."""
-    squeezed = gates.act(gates.bn(gates.fc1(x.mT.unsqueeze(-1))))  # [B, D / reduction, 1, 1]
-    return gates.gate(gates.fc2(squeezed)).squeeze(-1).mT
 
 
 def _check_positive(name: str, value: float, *, finite: bool = False) -> None:
@@ -491,8 +455,3 @@ def _check_positive(name: str, value: float, *, finite: bool = False) -> None:
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: got {value!r}, accepts a whole number of at least 1")
-
-
-def _check_heads(dim: int, heads: int) -> None:
-    if not isinstance(heads, int) or heads < 1 or dim % heads:
-        raise ValueError(f"heads: got {heads!r}, accepts divisors of dim = {dim}")
