@@ -1,23 +1,20 @@
 """The few small trained networks that are kept in ``records/checkpoints``, for notebooks to show.
 
-python -m lib.keep ibot_cpu-block small/ibot_cpu masking=block
+python -m lib.train small/ibot_cpu masking=block --keep ibot_cpu-block
 """
 
-import argparse
+import hashlib
 import json
-import sys
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lib import files, paths, recipes
+from lib import files, paths
 from lib.engine.seeds import seeded
-from lib.models import network_of
+from lib.models import Model, network_of
 from lib.results.runs import Run
 from lib.results.titles import POOLINGS, STRATEGIES, TITLES
-from lib.train import find_run
 
 
 def keep(name: str, run: Run) -> None:
@@ -34,7 +31,12 @@ def kept_names() -> list[str]:
     return sorted(file.stem for file in _file("*").parent.glob("*.safetensors"))
 
 
-def load_kept(name: str, device="cpu") -> torch.nn.Module:
+def fingerprint(name: str) -> str:
+    """The hash of a kept network's file, by which runs say which network guided them."""
+    return hashlib.sha256(_file(name).read_bytes()).hexdigest()[:12]
+
+
+def load_kept(name: str, device="cpu") -> Model:
     """A kept encoder in float32, in evaluation mode.
 
     Raises:
@@ -52,7 +54,7 @@ def load_kept(name: str, device="cpu") -> torch.nn.Module:
     return encoder.to(device).eval()
 
 
-def kept_networks(*methods: str, device="cpu") -> dict[str, torch.nn.Module]:
+def kept_networks(*methods: str, device="cpu") -> dict[str, Model]:
     """The kept encoders by what they have learned, after one network of each pooling that has learned nothing.
 
     Args:
@@ -79,21 +81,3 @@ def _file(name: str) -> Path:
 def _config(name: str) -> dict:
     with safe_open(_file(name), "pt") as stream:
         return json.loads(stream.metadata()["config"])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.keep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="under which the network is kept")
-    parser.add_argument("entry", metavar="ENTRY", help="recipe entry of a finished run, scale/name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the entry and other values for them")
-    options = parser.parse_args(arguments)
-    try:
-        keep(options.name, find_run(options.entry, **dict(recipes.parse(assignment) for assignment in options.overrides)))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,7 +31,7 @@ from lib.evaluation.knn import evaluate_knn
 from lib.models import Model, load_released
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
-from lib.train import find_run, load_encoder, untrained_encoder
+from lib.train import configuration_of, find_run, load_encoder, origin_of, untrained_encoder
 
 
 def evaluate(
@@ -134,9 +134,7 @@ def measurement_of(run: Run, name: str, **overrides) -> Measurement:
 
 def evaluation_of(measurement: Measurement) -> Evaluation:
     """What a measurement does, for the run that it measures."""
-    config = measurement.run.config
-    origin = Origin(config["eval_size"], config["eval_crop"], config["data"], config["fraction"], config["seed"])
-    return evaluation_class(measurement.experiment)(measurement.settings, origin)
+    return evaluation_class(measurement.experiment)(measurement.settings, origin_of(configuration_of(measurement.run)))
 
 
 def load_tuned(measurement: Measurement, *, trained: bool = True, device="cpu") -> nn.Module:

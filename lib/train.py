@@ -1,6 +1,7 @@
 """One run: train a recipe entry, evaluate it, and keep both in the run store.
 
 python -m lib.train small/ibot masking=attmask_high seed=1
+python -m lib.train small/ibot_cpu masking=block --keep ibot_cpu-block
 torchrun --nproc-per-node 4 -m lib.train paper/ibot_20pct masking=attmask_high
 """
 
@@ -18,19 +19,21 @@ from torch import nn
 from lib import recipes
 from lib.data import Dataset, bank
 from lib.data.loading import check_num_classes
+from lib.distillation.methods import IBOT
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.log import read_log
 from lib.engine.loop import train, training_steps
 from lib.engine.processes import default_device, first_process, wait_for_all
 from lib.engine.seeds import seeded
+from lib.evaluation.base import Evaluation, Inputs, Origin, evaluation_class
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
+from lib.evaluation.hiding import fill_in_losses
 from lib.evaluation.knn import evaluate_knn
 from lib.evaluation.pretext import pretext_accuracy
+from lib.keep import fingerprint, keep, load_kept
 from lib.learning.base import METHODS, Learner, MethodConfig
 from lib.models import Model, network_of
 from lib.results.runs import Run
-
-FIGURES = ("knn", "accuracy", "task")  # starts of the names of what is evaluated
 
 
 def method_names() -> list[str]:
@@ -122,13 +125,26 @@ def load_encoder(run: Run, device="cpu") -> Model:
 def build(config: MethodConfig, steps: int, device) -> Learner:
     """A run's learner at its start, the same for the same seed on every machine."""
     with seeded(config.seed):
-        return METHODS[config.method](config, steps).to(device)
+        learner = METHODS[config.method](config, steps)
+    if guide := getattr(config, "guide", ""):
+        learner.guide = load_kept(guide).requires_grad_(False)
+    return learner.to(device)
 
 
 def untrained_encoder(run: Run, device="cpu") -> Model:
     """The network from which a run started."""
-    config = cast(MethodConfig, METHODS[run.config["method"]].Config.of(run.entry, run.config))
+    config = configuration_of(run)
     return build(config, config.epochs, device).encoder.eval()
+
+
+def configuration_of(run: Run) -> MethodConfig:
+    """The configuration of a run."""
+    return cast(MethodConfig, METHODS[run.config["method"]].Config.of(run.entry, run.config))
+
+
+def origin_of(config: MethodConfig) -> Origin:
+    """How a run's network was trained, for measurements of it."""
+    return Origin(config.eval_size, config.eval_crop, config.data, config.fraction, config.seed)
 
 
 def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | None, root, progress: bool) -> None:
@@ -137,25 +153,44 @@ def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | 
     test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
     classes = check_num_classes(getattr(config, "num_classes", None), config.data, dataset.labels)
     learner = build(config, training_steps(dataset, config)[1], device)
+    fingerprints = {"train": dataset.fingerprint, "validation": test.fingerprint}
+    if guide := getattr(config, "guide", ""):
+        fingerprints["guide"] = fingerprint(guide)
+    checks = []
+    for name, settings in config.checks.items():
+        kind = evaluation_class(name)
+        check = kind(kind.Settings.of(f"checks.{name}", settings), origin_of(config))
+        checks.append((check, check.load(root=root, device=device, progress=progress)))
+        fingerprints |= {f"{name}.{part}": value for part, value in checks[-1][1].fingerprints.items()}
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
-        return _evaluated(learner, dataset, test, config, classes, few=epoch in (0, config.epochs))
+        figures = _checked(learner, checks)
+        ends = epoch in (0, config.epochs)
+        if ends or (config.knn_epochs and epoch % config.knn_epochs == 0):
+            figures |= _evaluated(learner, dataset, test, config, classes, few=ends)
+        return figures
 
-    options: dict[str, Any] = dict(
-        seed=config.seed, budget=budget, evaluate=evaluate, evaluation_epochs=config.knn_epochs, progress=progress
-    )
+    every = 1 if checks else config.knn_epochs
+    options: dict[str, Any] = dict(seed=config.seed, budget=budget, evaluate=evaluate, evaluation_epochs=every, progress=progress)
     if not train(learner, dataset, config, run.folder, **options):
         return
     if first_process():
         run.save_encoder(learner.encoder)
         seconds = load_checkpoint(run.folder)["seconds"]
-        fingerprints = {"train": dataset.fingerprint, "validation": test.fingerprint}
-        run.finish(_metrics(read_log(run.folder)), seconds=seconds, data=fingerprints, device=device)
+        run.finish(_metrics(read_log(run.folder), checks), seconds=seconds, data=fingerprints, device=device)
     wait_for_all()
 
 
+def _checked(learner: Learner, checks: list[tuple[Evaluation, Inputs]]) -> dict[str, float]:
+    """The figures of the measurements that a run makes after each epoch."""
+    figures: dict[str, float] = {}
+    for check, inputs in checks:
+        figures |= check.measure(learner.encoder, inputs) or {}
+    return figures
+
+
 def _evaluated(learner: Learner, dataset: Dataset, test: Dataset, config: MethodConfig, classes: int, *, few: bool) -> dict[str, float]:
-    """k-NN accuracy, of classifiers their own too, and of pretext tasks the pretext accuracy, in percent."""
+    """k-NN accuracy, of classifiers their own too, and of pretext tasks the pretext accuracy, in percent; of iBOT the patch losses."""
     encoder, size, crop = learner.encoder, config.eval_size, config.eval_crop
     figures: dict[str, float] = {}
     if isinstance(encoder.classifier, nn.Linear):
@@ -165,16 +200,20 @@ def _evaluated(learner: Learner, dataset: Dataset, test: Dataset, config: Method
         features, labels = pooled_features(encoder, test, size=size, crop=crop)
     train_features = pooled_features(encoder, dataset, size=size, crop=crop)
     figures |= evaluate_knn(train_features, (features, labels), neighbours=config.knn_k, num_classes=classes, few=few)
-    return figures | (pretext_accuracy(learner, test, batch_size=config.batch_size) if learner.pretext else {})
+    figures |= pretext_accuracy(learner, test, batch_size=config.batch_size) if learner.pretext else {}
+    return figures | (fill_in_losses(learner, test) if few and isinstance(learner, IBOT) else {})
 
 
-def _metrics(log: list[dict]) -> dict:
+def _metrics(log: list[dict], checks: list[tuple[Evaluation, Inputs]]) -> dict:
     """The figures at the end, with ``untrained_`` before them those at the start, and curves over the epochs, from a run's log."""
-    curve = [line for line in log if "knn" in line]
-    before, after = ({k: round(v, 3) for k, v in line.items() if k.startswith(FIGURES)} for line in (curve[0], curve[-1]))
-    metrics = after | {f"untrained_{name}": value for name, value in before.items()}
-    for name in {"knn", "accuracy"} & after.keys():
-        metrics[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in curve]
+    lines = [line for line in log if "loss" not in line]
+    ends = [line for line in lines if "knn" in line]
+    before, after = ({k: round(v, 3) for k, v in line.items() if k not in ("step", "epoch")} for line in (ends[0], ends[-1]))
+    once = {name for check, _ in checks for name in check.once}
+    metrics = after | {f"untrained_{name}": value for name, value in before.items() if name not in once}
+    always = set.intersection(*map(set, lines)) - {"step", "epoch"} - once if checks else set()  # the figures of the checks
+    for name in sorted({"knn", "accuracy"} & after.keys() | always):
+        metrics[f"{name}_curve"] = [[line["epoch"], round(line[name], 3)] for line in lines if name in line]
     return metrics
 
 
@@ -186,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …; the default is a GPU if there is one")
     parser.add_argument("--root", help="folder of the data set; the default is $COMPANION_DATA, then the Hub")
     parser.add_argument("--record", action="store_true", help="leave a line in records/ when finished")
+    parser.add_argument("--keep", metavar="NAME", help="keep the finished encoder in records/checkpoints/ under this name")
     options = parser.parse_intermixed_args(arguments)
     budget = None if options.budget is None else 60 * options.budget
     if options.entry is None:
@@ -204,6 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     metrics = made.metrics
     if first_process():
+        if options.keep:
+            keep(options.keep, made)
         print(
             f"{made.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {made.result()['seconds']:.0f} s"
         )

@@ -33,17 +33,25 @@ class View:
     jitter_probability: float = 0.8
     grey: float = 0.2
     blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    blur_sigma: Sequence[float] = (0.1, 2.0)  # lower and upper bound, in pixels
     solarise: float = 0.0
 
 
 def multi_crop_recipe(
-    global_size: int, local_size: int, local_crops: int, global_scale: Sequence[float], local_scale: Sequence[float]
+    global_size: int,
+    local_size: int,
+    local_crops: int,
+    global_scale: Sequence[float],
+    local_scale: Sequence[float],
+    *,
+    blur: Sequence[float] = (1.0, 0.1, 0.5),
+    blur_sigma: Sequence[float] = (0.1, 2.0),
+    solarise: float = 0.2,
 ) -> tuple[list[View], list[View]]:
-    """DINO's two global views and ``local_crops`` local ones."""
-    first = View(global_size, global_scale, blur=1.0)
-    second = View(global_size, global_scale, blur=0.1, solarise=0.2)
-    return [first, second], [View(local_size, local_scale, blur=0.5)] * local_crops
+    """DINO's two global views and ``local_crops`` local ones; ``blur`` gives the probabilities of the first, the second and the local ones."""
+    first = View(global_size, global_scale, blur=blur[0], blur_sigma=blur_sigma)
+    second = View(global_size, global_scale, blur=blur[1], blur_sigma=blur_sigma, solarise=solarise)
+    return [first, second], [View(local_size, local_scale, blur=blur[2], blur_sigma=blur_sigma)] * local_crops
 
 
 def make_views(

@@ -5,28 +5,45 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CENTERINGS = ("ema", "sinkhorn")
+
 
 class CenteredLoss(nn.Module):
-    """Cross-entropy between views with the teacher's logits less their moving average, the buffer ``center [K]``.
-
-    Centers are updated after they have been used, and averaged over processes.
+    """Cross-entropy between views, with centered targets of the teacher: without centering, all targets become the same.
 
     Args:
         out_dim: number of prototypes K.
         student_temp: temperature of the student's softmax.
         center_momentum: of the moving average.
+        centering: ``ema`` subtracts the moving average of the teacher's logits, the buffer ``center [K]``, from them. It is updated after it
+            has been used, and averaged over processes. ``sinkhorn`` gives all prototypes the same weight in each batch, see ``sinkhorn``;
+            ``center`` stays 0.
+
+    Raises:
+        ValueError: an unknown centering.
     """
 
     center: Tensor
 
-    def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9):
+    def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9, centering: str = "ema"):
         super().__init__()
-        self.student_temp, self.center_momentum = student_temp, center_momentum
+        if centering not in CENTERINGS:
+            raise ValueError(f"centering: got {centering!r}, accepts {', '.join(CENTERINGS)}")
+        self.student_temp, self.center_momentum, self.centering = student_temp, center_momentum, centering
         self.register_buffer("center", torch.zeros(out_dim))
+
+    def targets(self, teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
+        """The teacher's targets, distributions over the prototypes, of its logits Float[..., K]."""
+        return sinkhorn(teacher, temperature) if self.centering == "sinkhorn" else sharpen(teacher, center, temperature)
+
+    def update(self, center: Tensor, batch_mean: Tensor | None, momentum: float) -> None:
+        """Move a center towards the mean of the batch if the centering is ``ema``."""
+        if self.centering == "ema" and batch_mean is not None:
+            update_center(center, batch_mean, momentum)
 
     def cross_entropy(self, student: Tensor, teacher: Tensor, teacher_temp: float) -> Tensor:
         """The mean over pairs of each teacher global view with every other student view, see ``DINOLoss.forward``."""
-        targets = sharpen(teacher, self.center, teacher_temp)  # [2, B, K]
+        targets = self.targets(teacher, self.center, teacher_temp)  # [2, B, K]
         logits = at_least_float32(student) / self.student_temp  # [V, B, K]
         # CE(t, s) = logsumexp(s) - <t, s>. The sum over all pairs without those of a view with itself needs one pass over [V, B, K] for
         # the dot products: sum_q <t_q, sum_v s_v> - sum_q <t_q, s_q>.
@@ -55,7 +72,7 @@ class DINOLoss(CenteredLoss):
         """
         _check_views(student, teacher, self.center)
         loss = self.cross_entropy(student, teacher, teacher_temp)
-        update_center(self.center, teacher.flatten(0, 1).mean(0), self.center_momentum)
+        self.update(self.center, teacher.flatten(0, 1).mean(0), self.center_momentum)
         return loss
 
 
@@ -64,6 +81,7 @@ class IBOTLoss(CenteredLoss):
 
     Args:
         out_dim, student_temp, center_momentum: as in ``CenteredLoss``, for [CLS].
+        centering: as in ``CenteredLoss``, of the [CLS] tokens and, apart from them, of the patches.
         patch_dim: number of patch prototypes P; None is K.
         patch_center_momentum: of the buffer ``patch_center [P]``, which averages over all patches, masked or not.
     """
@@ -78,8 +96,9 @@ class IBOTLoss(CenteredLoss):
         student_temp: float = 0.1,
         center_momentum: float = 0.9,
         patch_center_momentum: float = 0.9,
+        centering: str = "ema",
     ):
-        super().__init__(out_dim, student_temp=student_temp, center_momentum=center_momentum)
+        super().__init__(out_dim, student_temp=student_temp, center_momentum=center_momentum, centering=centering)
         self.patch_center_momentum = patch_center_momentum
         self.register_buffer("patch_center", torch.zeros(out_dim if patch_dim is None else patch_dim))
 
@@ -127,7 +146,7 @@ class IBOTLoss(CenteredLoss):
         teacher_cls: Tensor,
         teacher_masked: Tensor,
         masks: Tensor,
-        teacher_patch_mean: Tensor,
+        teacher_patch_mean: Tensor | None,
         teacher_temp: float,
         teacher_patch_temp: float,
     ) -> dict[str, Tensor]:
@@ -137,23 +156,61 @@ class IBOTLoss(CenteredLoss):
             student_cls, teacher_cls, masks, teacher_temp, teacher_patch_temp: as in ``forward``.
             student_masked: Float[M, P] logits of the masked tokens, in the order of ``masks.nonzero()``.
             teacher_masked: Float[M, P] logits of the same tokens.
-            teacher_patch_mean: Float[P], mean of the teacher's logits over all patches, for the center.
+            teacher_patch_mean: Float[P], mean of the teacher's logits over all patches, for the center; ``sinkhorn`` needs none.
         """
         _check_views(student_cls, teacher_cls, self.center)
         cls = self.cross_entropy(student_cls, teacher_cls, teacher_temp)
         counts = masks.sum(-1, keepdim=True).clamp(min=1).expand(masks.shape)[masks]  # [M], masked tokens in the token's image
-        targets = sharpen(teacher_masked, self.patch_center, teacher_patch_temp)  # [M, P]
+        targets = self.targets(teacher_masked, self.patch_center, teacher_patch_temp)  # [M, P]
         logits = at_least_float32(student_masked) / self.student_temp
         entropy = F.cross_entropy(logits, targets, reduction="none")  # [M]
         patch = (entropy / counts).sum() / (masks.shape[0] * masks.shape[1])
-        update_center(self.center, teacher_cls.flatten(0, 1).mean(0), self.center_momentum)
-        update_center(self.patch_center, teacher_patch_mean, self.patch_center_momentum)
+        self.update(self.center, teacher_cls.flatten(0, 1).mean(0), self.center_momentum)
+        self.update(self.patch_center, teacher_patch_mean, self.patch_center_momentum)
         return {"cls": cls, "patch": patch, "total": cls + patch}
 
 
 def sharpen(teacher: Tensor, center: Tensor, temperature: float) -> Tensor:
     """The teacher's targets: softmax over the last dimension of the centered logits, without gradient."""
     return ((at_least_float32(teacher.detach()) - center) / temperature).softmax(-1)
+
+
+@torch.no_grad()
+def sinkhorn(teacher: Tensor, temperature: float, *, iterations: int = 3) -> Tensor:
+    """The teacher's targets, with the same weight for all prototypes in the batch, by the algorithm of Sinkhorn and Knopp.
+
+    It starts from the softmax of each sample. Each iteration gives all prototypes the same weight in the batch, and then every sample the
+    weight 1 (SwAV: Caron et al., NeurIPS 2020, section 3.1; in place of the center in DINOv2: Oquab et al., TMLR 2024, section 4).
+
+    Args:
+        teacher: logits Float[..., K]. All leading dimensions, and those of all processes, are one batch of samples; a process may have none.
+        temperature: of the softmax.
+        iterations: their number.
+
+    Returns:
+        Float of the same shape, at least 32 bits; each sample sums to 1.
+    """
+    targets = (at_least_float32(teacher) / temperature).softmax(-1).flatten(0, -2)  # [n, K]
+    for _ in range(iterations):
+        weights = targets.sum(0)  # [K], of the prototypes
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(weights)
+        targets = targets / weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        targets = targets / targets.sum(-1, keepdim=True)
+    return targets.view(teacher.shape)
+
+
+def koleo(vectors: Tensor) -> Tensor:
+    """Minus the mean log distance of each vector to the nearest of the others, after scaling all to unit length: the regulariser that
+    spreads vectors evenly over the sphere (Sablayrolles et al., ICLR 2019; DINOv2, section 4). The batch is that of one process.
+
+    Args:
+        vectors: Float[B, D], B >= 2.
+    """
+    unit = F.normalize(at_least_float32(vectors), dim=-1)
+    with torch.no_grad():
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
+    return -(F.pairwise_distance(unit, unit[nearest]) + 1e-8).log().mean()
 
 
 @torch.no_grad()

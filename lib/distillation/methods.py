@@ -1,8 +1,8 @@
 """DINO, MST and iBOT with any masking strategy."""
 
 import copy
-from abc import abstractmethod
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
-from lib.distillation.losses import CenteredLoss, DINOLoss, IBOTLoss
+from lib.distillation.losses import CENTERINGS, CenteredLoss, DINOLoss, IBOTLoss, at_least_float32, koleo
 from lib.learning.base import Learner, MethodConfig
-from lib.models import Features, ProjectionHead, RestorationDecoder, network_of
+from lib.models import Features, Model, ProjectionHead, RestorationDecoder, network_of
+from lib.models.heads import HEAD_NORMS
 from lib.schedules import cosine_schedule, linear_then_constant
 
 
@@ -40,12 +41,22 @@ class DistillationConfig(MethodConfig):
     teacher_temp_epochs: int  # length of the ramp
     center_momentum: float
     momentum: float  # of the teacher at the start; it follows a cosine to 1
+    centering: str = "ema"  # of the teacher's outputs, see lib.distillation.losses.CenteredLoss
+    head_norm: str = "none"  # in the hidden layers of the projection head: none or batch
+    koleo: float = 0.0  # weight of the loss that spreads the class tokens of a batch, lib.distillation.losses.koleo
+    blur: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # probability in the first and second global view, and in local ones
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # lower and upper bound, in pixels
+    solarise: float = 0.2  # probability in the second global view
+    guide: str = ""  # a kept network whose attention the masks follow in place of the teacher's, see lib.keep
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choices = [*["none"] * (self.method == "dino"), *masking.STRATEGIES]
         if self.masking not in choices:
             raise ValueError(f"masking: got {self.masking!r}, method {self.method} accepts {', '.join(choices)}")
+        for name, accepted in (("centering", CENTERINGS), ("head_norm", HEAD_NORMS)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, accepts {', '.join(accepted)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,7 @@ class Views(NamedTuple):
     temperature: float  # of the teacher's softmax
 
 
-class Distillation(Learner):
+class Distillation(Learner, ABC):
     """A student that learns the outputs of its own moving average on other views; with masks, patches of its global views are hidden."""
 
     Config: ClassVar[type[DistillationConfig]] = DistillationConfig
@@ -78,7 +89,10 @@ class Distillation(Learner):
         self.config, self.steps_per_epoch = config, max(steps // config.epochs, 1)
         settings = vars(config)
         head: dict[str, Any] = dict(
-            hidden_dim=config.hidden_dim, bottleneck_dim=config.bottleneck_dim, norm_last_layer=config.norm_last_layer
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            norm_last_layer=config.norm_last_layer,
+            norm=config.head_norm,
         )
         self.student = network_of(settings, mask_token=config.masking != "none", drop_path_rate=config.drop_path)
         self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
@@ -87,12 +101,20 @@ class Distillation(Learner):
         self.teacher_head = copy.deepcopy(self.student_head)
         self.teacher.requires_grad_(False).eval()
         self.teacher_head.requires_grad_(False).eval()
+        self.guide: Model | None = None  # set by who builds the learner, see ``DistillationConfig.guide``
         self.loss = self.make_loss()
         self.momenta = cosine_schedule(config.momentum, 1.0, steps).tolist()
         start, end = config.teacher_temp
         self.temperatures = linear_then_constant(start, end, config.epochs, config.teacher_temp_epochs).tolist()
         self.global_views, self.local_views = multi_crop_recipe(
-            config.train_size, config.local_size, config.local_crops, config.global_scale, config.local_scale
+            config.train_size,
+            config.local_size,
+            config.local_crops,
+            config.global_scale,
+            config.local_scale,
+            blur=config.blur,
+            blur_sigma=config.blur_sigma,
+            solarise=config.solarise,
         )
 
     @property
@@ -114,12 +136,20 @@ class Distillation(Learner):
         with torch.no_grad():
             target = self.teacher.features(whole)
             teacher_cls = self.teacher_head(target.cls).unflatten(0, (2, batch))
-        masks = None if self.config.masking == "none" else self.draw_masks(target, generator)
+        masks = (
+            None
+            if self.config.masking == "none"
+            else self.draw_masks(target if self.guide is None else self.guide.features(whole), generator)
+        )
         student = self.student.features(whole, masks)
         cls = [student.cls] if parts is None else [student.cls, self.student.features(parts).cls]
         student_cls = self.student_head(torch.cat(cls)).unflatten(0, (-1, batch))  # [V, B, K]
         agreement = (student_cls[:2].argmax(-1).flip(0) == (teacher_cls - self.loss.center).argmax(-1)).float().mean()
-        return self.losses(Views(whole, masks, target, student, teacher_cls, student_cls, temperature)) | {"agreement": agreement}
+        losses = self.losses(Views(whole, masks, target, student, teacher_cls, student_cls, temperature)) | {"agreement": agreement}
+        if self.config.koleo:
+            spread = torch.stack([koleo(view) for view in student.cls.chunk(2)]).mean()
+            losses |= {"loss": losses["loss"] + self.config.koleo * spread, "koleo": spread.detach()}
+        return losses
 
     @abstractmethod
     def make_loss(self) -> CenteredLoss:
@@ -130,7 +160,7 @@ class Distillation(Learner):
         """``{"loss", …}``, scalars: the loss to minimise, and its parts."""
 
     def draw_masks(self, target: Features, generator: torch.Generator) -> Tensor:
-        """Bool[2B, N] for the global crops, from the teacher's ``Features`` of them."""
+        """Bool[2B, N] for the global crops, from the teacher's, or the guide's, ``Features`` of them."""
         config, attention = self.config, None
         if masking.needs_attention(config.masking):
             if target.attention is None:
@@ -168,6 +198,8 @@ class Distillation(Learner):
         super().train(mode)
         self.teacher.eval()
         self.teacher_head.eval()
+        if self.guide is not None:
+            self.guide.eval()
         return self
 
 
@@ -177,7 +209,9 @@ class DINO(Distillation, method="dino"):
     loss: DINOLoss
 
     def make_loss(self) -> DINOLoss:
-        return DINOLoss(self.config.out_dim, student_temp=self.config.student_temp, center_momentum=self.config.center_momentum)
+        config = self.config
+        common: dict[str, Any] = dict(student_temp=config.student_temp, center_momentum=config.center_momentum)
+        return DINOLoss(config.out_dim, centering=config.centering, **common)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         loss = self.loss(views.student_cls, views.teacher_cls, views.temperature)
@@ -207,18 +241,41 @@ class IBOT(Distillation, method="ibot"):
 
     def make_loss(self) -> IBOTLoss:
         config, momentum = self.config, self.config.center_momentum
-        return IBOTLoss(config.out_dim, student_temp=config.student_temp, center_momentum=momentum, patch_center_momentum=momentum)
+        common: dict[str, Any] = dict(student_temp=config.student_temp, center_momentum=momentum, patch_center_momentum=momentum)
+        return IBOTLoss(config.out_dim, centering=config.centering, **common)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
-        # Only masked tokens count in the loss, so only they go through the last layer. The center is the mean output over all tokens; the
-        # last layer is linear without bias, so this is its output for the mean input.
-        masks = views.masks
-        assert masks is not None
-        with torch.no_grad():
-            projected = self.teacher_head.project(views.target.patches)  # [2B, N, bottleneck]
-            teacher_masked = self.teacher_head.last_layer(projected[masks])  # [M, K]
-            teacher_mean = self.teacher_head.last_layer(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)  # [K]
-        student_masked = self.student_head(views.student.patches[masks])  # [M, K]
-        masked = views.student_cls, student_masked, views.teacher_cls, teacher_masked, masks.unflatten(0, (2, -1))
-        losses = self.loss.of_masked(*masked, teacher_mean, views.temperature, views.temperature)
+        assert views.masks is not None
+        *masked, teacher_mean = self.masked_logits(views.student, views.target, views.masks)
+        tensors = views.student_cls, masked[0], views.teacher_cls, masked[1], views.masks.unflatten(0, (2, -1)), teacher_mean
+        losses = self.loss.of_masked(*tensors, views.temperature, views.temperature)
         return {"loss": losses["total"], "cls": losses["cls"].detach(), "patch": losses["patch"].detach()}
+
+    def masked_logits(self, student: Features, target: Features, masks: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits Float[M, K] of student and teacher for the masked tokens, and the teacher's mean logits Float[K] over all patches.
+
+        Only masked tokens count in the loss, so only they go through the last layer. It is linear without bias, so the mean of its outputs
+        is its output for the mean input. Only a center that is a moving average needs this mean; otherwise it is None.
+        """
+        student_masked, mean = self.student_head(student.patches[masks]), None
+        with torch.no_grad():
+            if self.loss.centering == "ema":
+                projected = self.teacher_head.project(target.patches)  # [2B, N, bottleneck]
+                teacher_masked = self.teacher_head.last_layer(projected[masks])
+                mean = self.teacher_head.last_layer(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)
+            else:
+                teacher_masked = self.teacher_head(target.patches[masks])
+        return student_masked, teacher_masked, mean
+
+    @torch.no_grad()
+    def patch_loss(self, images: Tensor, masks: Tensor) -> Tensor:
+        """How hard it is to fill in masked patches: the mean cross-entropy of the masked tokens, in nats, without an update of the center.
+
+        Args:
+            images: Float[B, 3, S, S], normalised views.
+            masks: Bool[B, N], True = masked.
+        """
+        target, student = self.teacher.features(images), self.student.features(images, masks)
+        student_masked, teacher_masked, _ = self.masked_logits(student, target, masks)
+        targets = self.loss.targets(teacher_masked, self.loss.patch_center, self.temperatures[-1])
+        return F.cross_entropy(at_least_float32(student_masked) / self.loss.student_temp, targets)

@@ -65,6 +65,7 @@ class MethodConfig(TrainingConfig):
     eval_crop: float  # side of the evaluated crop as a fraction of the image's shorter side
     knn_epochs: int  # epochs between k-NN evaluations; 0 evaluates at the end only
     knn_k: list[int]  # neighbours
+    checks: dict = field(default_factory=dict)  # measurements of the network after each epoch, by name, with all their settings
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -114,7 +114,7 @@ def load_released_head(path: str | Path, *, weights: str = "teacher", tokens: st
     linear = [value for name, value in tensors.items() if re.fullmatch(r"mlp\.\d+\.weight", name) and value.ndim == 2]
     if not linear or not {"last_layer.weight_g", "last_layer.weight_v"} <= tensors.keys():
         raise ValueError(f"path: {path} has no projection head for its {weights}; accepts full checkpoints of AttMask, iBOT, DINO")
-    sizes = dict(hidden_dim=linear[0].shape[0], bottleneck_dim=linear[-1].shape[0], layers=len(linear))
+    sizes: dict[str, Any] = dict(hidden_dim=linear[0].shape[0], bottleneck_dim=linear[-1].shape[0], layers=len(linear))
     is_frozen = bool((tensors["last_layer.weight_g"] == 1).all())
     head = ProjectionHead(linear[0].shape[1], len(tensors["last_layer.weight_v"]), **sizes, norm_last_layer=is_frozen)
     _fill(head, tensors, f"path: the head in {path}")
