@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from lib import masking, recipes
 from lib.data.views import make_views
 from lib.distillation import DINOLoss, IBOTLoss
+from lib.distillation.losses import koleo
 from lib.learning.base import METHODS, Learner
-from lib.models import RestorationDecoder
+from lib.models import RestorationDecoder, create_model
+from lib.models.heads import BatchNorm
 from lib.train import configure
 
 SMALL = dict(
@@ -71,7 +73,7 @@ def literal_step(made, temperature, seed=2):
     settings, g = made.config, seeded(seed)
     pictures, sizes = images()
     views = make_views(pictures, made.global_views + made.local_views, sizes=sizes, generator=g)
-    options = dict(student_temp=settings.student_temp, center_momentum=settings.center_momentum)
+    options = dict(student_temp=settings.student_temp, center_momentum=settings.center_momentum, centering=settings.centering)
     loss = DINOLoss(24, **options) if settings.method == "dino" else IBOTLoss(24, patch_center_momentum=settings.center_momentum, **options)
     loss.load_state_dict({name: b.clone() for name, b in made.loss.state_dict().items()})
     with torch.no_grad():
@@ -105,8 +107,10 @@ VARIANTS = [("smoke/ibot", dict(masking=s)) for s in masking.STRATEGIES] + [
     ("smoke/ibot", dict(local_crops=0)),
     ("smoke/ibot", dict(mask_probability=0.0)),
     ("smoke/ibot", dict(mask_probability=1.0, norm_last_layer=False)),
+    ("smoke/ibot", dict(centering="sinkhorn")),
     ("smoke/dino", dict()),
     ("smoke/dino", dict(local_crops=0)),
+    ("smoke/dino", dict(centering="sinkhorn")),
 ]
 
 
@@ -156,6 +160,55 @@ def test_attention_strategies_follow_the_teachers_attention():
     target = made.teacher.features(make_views(images()[0], made.global_views, generator=seeded())[0])
     expected = torch.zeros(BATCH, 16, dtype=torch.bool).scatter_(1, target.attention.mean(1).topk(4).indices, True)
     assert torch.equal(made.draw_masks(target, seeded()), expected)
+
+
+def test_a_guides_attention_replaces_the_teachers():
+    made = learner(masking="attmask_high", mask_probability=1.0, mask_ratio=[0.25, 0.25], local_crops=0)
+    made.guide = create_model("vit_nano", img_size=64).eval()  # of another size than the views
+    with torch.no_grad():
+        for parameter in made.guide.parameters():
+            parameter.mul_(3.0)
+    with mock.patch.object(made.student, "features", side_effect=made.student.features) as features:
+        step_of(made)
+    whole, masks = features.call_args_list[0].args
+    for network, same in ((made.guide, True), (made.teacher, False)):
+        attended = network.features(whole).attention.mean(1).topk(4).indices
+        assert torch.equal(masks, torch.zeros_like(masks).scatter_(1, attended, True)) is same
+    assert not made.guide.training
+
+
+def test_koleo_is_added_for_each_global_view():
+    plain, spread, outputs = learner(), learner(koleo=0.5), []
+    spread.student.norm.register_forward_hook(lambda module, inputs, output: outputs.append(output[:, 0]))
+    losses, without = step_of(spread), step_of(plain)
+    first, second = outputs[0].chunk(2)
+    torch.testing.assert_close(losses["koleo"], (koleo(first) + koleo(second)) / 2)
+    torch.testing.assert_close(losses["loss"], without["loss"] + 0.5 * losses["koleo"])
+    assert "koleo" not in without
+
+
+def test_options_reach_head_loss_and_views():
+    made = learner(head_norm="batch", centering="sinkhorn", blur=[0.2, 0.3, 0.4], blur_sigma=[0.5, 0.7], solarise=0.0)
+    assert any(type(layer) is BatchNorm for layer in made.student_head.mlp) and made.loss.centering == "sinkhorn"
+    assert [view.blur for view in (*made.global_views, made.local_views[0])] == [0.2, 0.3, 0.4]
+    assert {tuple(view.blur_sigma) for view in (*made.global_views, *made.local_views)} == {(0.5, 0.7)}
+    assert made.global_views[1].solarise == 0.0
+    for name in ("centering", "head_norm"):
+        with pytest.raises(ValueError, match=f"{name}: got 'other', accepts"):
+            config(**{name: "other"})
+
+
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
+def test_the_patch_loss_of_given_masks(centering):
+    made = learner(centering=centering).eval()
+    views = make_views(images()[0], made.global_views, generator=seeded())[0]
+    masks = torch.rand(BATCH, 16, generator=seeded()) < 0.5
+    before = {name: buffer.clone() for name, buffer in made.loss.named_buffers()}
+    logits = made.student_head(made.student.features(views, masks).patches)[masks]
+    targets = made.loss.targets(made.teacher_head(made.teacher.features(views).patches)[masks], made.loss.patch_center, 0.07)
+    expected = -(targets * F.log_softmax(logits / 0.1, -1)).sum(-1).mean()
+    torch.testing.assert_close(made.patch_loss(views, masks), expected.detach())
+    assert all(torch.equal(before[name], buffer) for name, buffer in made.loss.named_buffers())
 
 
 def test_without_masked_crops_the_patch_loss_is_zero():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.distillation import ProjectionHead, cosine_schedule
+from lib.models.heads import BatchNorm
 from lib.schedules import linear_then_constant
 
 IN, OUT, HIDDEN, BOTTLENECK = 6, 11, 9, 5
@@ -112,6 +113,26 @@ def test_initial_weights_are_small_and_biases_zero():
     made = ProjectionHead(64, 16, hidden_dim=256, bottleneck_dim=32)
     for layer in (made.mlp[0], made.mlp[2], made.mlp[4]):
         assert not layer.bias.any() and layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_batch_norm_equals_torchs_in_training_and_keeps_no_averages():
+    torch.manual_seed(0)
+    x, norm, other = torch.randn(4, 5, 6), BatchNorm(6), torch.nn.BatchNorm1d(6, track_running_stats=False)
+    with torch.no_grad():
+        for parameter in (*norm.parameters(), *other.parameters()):
+            parameter.copy_(torch.arange(6.0))
+    for mode in (True, False):
+        torch.testing.assert_close(norm.train(mode)(x), other(x.flatten(0, 1)).view(x.shape), rtol=1e-5, atol=1e-5)
+    assert {name for name, _ in norm.named_parameters()} == set(norm.state_dict()) == {"weight", "bias"}
+    torch.testing.assert_close(norm(x[:1, :1]), x[:1, :1] * torch.arange(6.0) + torch.arange(6.0))  # one vector has no statistics
+    assert norm(x[:0]).shape == (0, 5, 6)
+
+
+def test_a_head_with_batch_norm_has_it_before_each_gelu():
+    head = ProjectionHead(6, 9, hidden_dim=8, bottleneck_dim=4, norm="batch")
+    assert [type(layer).__name__ for layer in head.mlp] == ["Linear", "BatchNorm", "GELU", "Linear", "BatchNorm", "GELU", "Linear"]
+    with pytest.raises(ValueError, match="norm: got 'layer', accepts none, batch"):
+        ProjectionHead(6, 9, norm="layer")
 
 
 def test_head_without_layers_is_refused():

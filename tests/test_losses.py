@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 from lib.distillation import DINOLoss, IBOTLoss
+from lib.distillation.losses import koleo, sinkhorn
+from lib.models.heads import BatchNorm
 
 VIEWS, BATCH, TOKENS, K, P = 6, 3, 5, 7, 4
 
@@ -246,24 +249,145 @@ def test_patches_and_masks_that_do_not_fit_are_refused(name, student, teacher, m
         IBOTLoss(K, P)(cls, torch.zeros(student), cls, torch.zeros(teacher), masks, 0.04, 0.04)
 
 
-def _one_of_two(rank, folder):
+# ---- Sinkhorn-Knopp centering, KoLeo ------------------------------------------------------------------------------------
+
+
+def literal_sinkhorn(teacher, temperature, iterations=3):
+    """Rows are samples and columns prototypes, in Python's floats."""
+    rows = [[math.exp(x) for x in log_softmax([t / temperature for t in sample])] for sample in teacher]
+    for _ in range(iterations):
+        weights = [sum(row[k] for row in rows) for k in range(len(rows[0]))]
+        rows = [[value / weight for value, weight in zip(row, weights)] for row in rows]
+        rows = [[value / sum(row) for value in row] for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_sinkhorn_equals_the_literal_iterations(iterations):
+    teacher = normal(2, BATCH, K)
+    targets = sinkhorn(teacher, 0.5, iterations=iterations)
+    assert targets.shape == teacher.shape
+    expected = literal_sinkhorn(teacher.flatten(0, 1).tolist(), 0.5, iterations)
+    torch.testing.assert_close(targets.flatten(0, 1), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_sinkhorn_gives_all_prototypes_the_same_weight_in_the_end():
+    """A prototype that all samples prefer, as in a collapse, is preferred no more."""
+    teacher = normal(40, K)
+    teacher[:, 2] += 3.0
+    assert teacher.softmax(-1).sum(0).argmax() == 2 and teacher.softmax(-1).sum(0)[2] > 25
+    weights = sinkhorn(teacher, 1.0, iterations=200).sum(0)
+    torch.testing.assert_close(weights, torch.full((K,), 40 / K, dtype=torch.float64))
+
+
+def test_sinkhorn_of_no_samples_and_of_half_precision():
+    assert sinkhorn(torch.zeros(0, K), 0.1).shape == (0, K)
+    targets = sinkhorn(1e4 * normal(4, K, dtype=torch.float16), 0.04)
+    assert targets.dtype == torch.float32 and targets.isfinite().all()
+    torch.testing.assert_close(targets.sum(-1), torch.ones(4))
+
+
+def test_sinkhorn_is_the_centering_of_both_losses_on_request():
+    student, teacher = normal(VIEWS, BATCH, K), normal(2, BATCH, K, seed=1)
+    targets = sinkhorn(teacher, 0.04)
+    loss = DINOLoss(K, centering="sinkhorn").double()
+    entropy = [[-(targets[q] * F.log_softmax(student[v] / 0.1, -1)).sum(-1).mean() for v in range(VIEWS) if v != q] for q in range(2)]
+    torch.testing.assert_close(loss(student, teacher, 0.04), torch.stack(sum(entropy, [])).mean())
+    assert not loss.center.any()  # it is not used
+
+    arguments = ibot_arguments()
+    _, student_patches, _, teacher_patches, masks, *_ = arguments
+    together = IBOTLoss(K, P, centering="sinkhorn").double()
+    losses = together(*arguments, 0.04, 0.05)
+    patch_targets = sinkhorn(teacher_patches[masks], 0.05)  # of the masked patches alone
+    entropy = -(patch_targets * F.log_softmax(student_patches[masks] / 0.1, -1)).sum(-1)
+    per_image = [entropy[(masks.nonzero()[:, :2] == torch.tensor([v, b])).all(1)] for v in range(2) for b in range(masks.shape[1])]
+    expected = sum(tokens.mean() for tokens in per_image if len(tokens)) / len(per_image)
+    torch.testing.assert_close(losses["patch"], expected)
+    assert not together.patch_center.any()
+
+
+def test_unknown_centerings_are_refused():
+    for loss in (DINOLoss, IBOTLoss):
+        with pytest.raises(ValueError, match="centering: got 'mean', accepts ema, sinkhorn"):
+            loss(K, centering="mean")
+
+
+def test_koleo_is_minus_the_mean_log_distance_to_the_nearest():
+    vectors = normal(6, 4)
+    unit = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in vectors.tolist()]
+    nearest = [min(math.dist(a, b) for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    assert koleo(vectors).item() == pytest.approx(-sum(map(math.log, nearest)) / len(nearest), abs=1e-5)
+    assert koleo(3 * vectors).item() == pytest.approx(koleo(vectors).item(), abs=1e-6)
+
+
+def test_koleo_spreads_vectors():
+    vectors = F.normalize(normal(1, 3) + 0.1 * normal(4, 3, seed=1)).requires_grad_()
+    closest = [F.pdist(vectors).min()]
+    for _ in range(300):
+        [gradient] = torch.autograd.grad(koleo(vectors), vectors)
+        vectors = F.normalize(vectors - 0.02 * gradient).detach().requires_grad_()
+    assert F.pdist(vectors).min() > 1.4 > 8 * closest[0]  # four vectors, nearly as far apart as they can be: 1.63
+
+
+def test_koleo_of_equal_vectors_is_finite():
+    vectors = torch.ones(4, 3, requires_grad=True)
+    koleo(vectors).backward()
+    assert vectors.grad.isfinite().all()
+
+
+# ---- two processes ------------------------------------------------------------------------------------------------------
+
+
+def _join(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    loss = IBOTLoss(K, P).double()
+
+
+def _one_of_two(rank, folder, centering):
+    _join(rank, folder)
+    loss = IBOTLoss(K, P, centering=centering).double()
     with torch.no_grad():
         losses = [loss(*ibot_arguments(seed=2 * step + rank), 0.04, 0.05) for step in range(2)]
     torch.save((losses, loss.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
-def test_two_processes_share_their_centers(tmp_path):
-    mp.start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+def test_two_processes_share_their_centers(tmp_path, centering):
+    mp.start_processes(_one_of_two, (str(tmp_path), centering), nprocs=2, start_method="fork")
     (first, centers), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     torch.testing.assert_close(centers, others, rtol=0, atol=0)
-    together = IBOTLoss(K, P).double()
+    together = IBOTLoss(K, P, centering=centering).double()
     for step in range(2):
         both = [ibot_arguments(seed=2 * step + rank) for rank in range(2)]
         losses = together(*(torch.cat(pair, 1) for pair in zip(*both)), 0.04, 0.05)  # the same images in one process
         torch.testing.assert_close({n: (first[step][n] + second[step][n]) / 2 for n in losses}, losses)
     torch.testing.assert_close(centers, together.state_dict())
+
+
+VECTORS, WEIGHTS = normal(7, K), normal(7, K, seed=1)  # the first process has three of them, the second four
+
+
+def _normalised(norm, part):
+    vectors = VECTORS[part].clone().requires_grad_()
+    output = norm(vectors)
+    (output * WEIGHTS[part]).sum().backward()
+    return output.detach(), vectors.grad, norm.weight.grad, norm.bias.grad
+
+
+def _normalises(rank, folder):
+    _join(rank, folder)
+    torch.save(_normalised(BatchNorm(K).double(), slice(0, 3) if rank == 0 else slice(3, 7)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_two_processes_normalise_over_their_common_batch(tmp_path):
+    mp.start_processes(_normalises, (str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    output, vectors, weight, bias = _normalised(BatchNorm(K).double(), slice(None))
+    torch.testing.assert_close(torch.cat([first[0], second[0]]), output)
+    torch.testing.assert_close(torch.cat([first[1], second[1]]), vectors)
+    torch.testing.assert_close((first[2] + second[2], first[3] + second[3]), (weight, bias))

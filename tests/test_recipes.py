@@ -15,7 +15,20 @@ from lib.results.tables import _otherwise
 from lib.train import configure, find_run, method_names
 
 DEVICES = ("cpu", "cuda")
-NEUTRAL = {"pooling_options": {}, "hint_pool": 0.1}  # all keys that entries need not state, and their neutral values
+# All keys that entries need not state, their neutral values, and settings in which they have another value.
+OPTIONAL = {
+    "pooling_options": ({}, dict(pooling="simpool", pooling_options={"beta": True})),
+    "checks": ({}, dict(checks={"hiding": {"data": "scenes"}})),
+    "hint_pool": (0.1, dict(hint_pool=0.2)),
+    "centering": ("ema", dict(centering="sinkhorn")),
+    "head_norm": ("none", dict(head_norm="batch")),
+    "koleo": (0.0, dict(koleo=0.1)),
+    "blur": ([1.0, 0.1, 0.5], dict(blur=[0.5, 0.5, 0.5])),
+    "blur_sigma": ([0.1, 2.0], dict(blur_sigma=[0.1, 1.0])),
+    "solarise": (0.2, dict(solarise=0.0)),
+    "guide": ("", dict(guide="supervised_cpu-none")),
+}
+NEUTRAL = {name: value for name, (value, _) in OPTIONAL.items()}
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -33,9 +46,6 @@ def test_every_entry_is_complete_and_says_what_it_is(name):
     assert config.train_size % config.patch_size == getattr(config, "local_size", 0) % config.patch_size == 0
 
 
-OTHERWISE = {"pooling_options": dict(pooling="simpool", pooling_options={"beta": True}), "hint_pool": dict(hint_pool=0.2)}
-
-
 @pytest.mark.parametrize("method", method_names())
 def test_neutral_values_are_left_out_of_what_is_stated(method):
     entry = next(recipes.entry(name) for name in recipes.names() if recipes.entry(name).settings["method"] == method)
@@ -45,8 +55,8 @@ def test_neutral_values_are_left_out_of_what_is_stated(method):
     for name, value in with_default.items():
         assert name not in config.stated() and getattr(config, name) == value
         assert configure(entry, {name: value}).stated() == config.stated()
-        other = configure(entry, OTHERWISE[name])
-        assert other.stated() == config.stated() | OTHERWISE[name]
+        other = OPTIONAL[name][1]
+        assert configure(entry, other).stated() == config.stated() | other
     assert config.stated() == {name: value for name, value in dataclasses.asdict(config).items() if name not in with_default}
     with pytest.raises(TypeError):
         METHODS[method].Config()

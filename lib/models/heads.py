@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float().flatten(0, -2)  # [n, D]
+        y = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(0, -2)  # [n, D]
         count = _over_processes(y.new_tensor(float(len(y))))
         if count > 1:
             y = y - _over_processes(y.sum(0)) / count
