@@ -52,17 +52,17 @@ class Job:
             return False
 
 
-def find_notebooks(chosen: list[str] | None = None) -> list[Path]:
-    """The project's notebooks, or those whose names start with one of ``chosen``.
+def find_notebooks(prefixes: list[str] | None = None) -> list[Path]:
+    """The project's notebooks, or those whose names start with one of ``prefixes``.
 
     Raises:
         ValueError: a prefix that no notebook has.
     """
     everything = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
-    for prefix in chosen or []:
+    for prefix in prefixes or []:
         if not any(p.name.startswith(prefix) for p in everything):
             raise ValueError(f"notebooks: got {prefix!r}, accepts the start of one of {', '.join(p.stem for p in everything)}")
-    return [p for p in everything if not chosen or p.name.startswith(tuple(chosen))]
+    return [p for p in everything if not prefixes or p.name.startswith(tuple(prefixes))]
 
 
 def plan(notebooks: list[Path], scale: str, *, seeds: list[int] | None = None, record: bool = False) -> list[Job]:

@@ -262,14 +262,14 @@ def main(arguments: list[str] | None = None) -> int:
         settings: dict[str, Any] = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
         budget = None if options.budget is None else 60 * options.budget
         common: dict[str, Any] = dict(root=options.root, device=options.device, budget=budget, record=options.record)
-        made = measure(options.measurement, find_run(options.entry, **overrides), **common, **settings)
+        measurement = measure(options.measurement, find_run(options.entry, **overrides), **common, **settings)
     except (ImportError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not made.finished:
+    if not measurement.finished:
         print("stopped at the time budget; the same command continues")
         return 3
-    for metric, value in made.metrics.items():
+    for metric, value in measurement.metrics.items():
         print(f"{metric:28} {value:.2f}")
     return 0
 

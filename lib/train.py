@@ -54,9 +54,9 @@ def find_run(entry: str, **overrides) -> Run:
     Raises:
         ValueError: an unknown entry or key, or a value of the wrong type.
     """
-    found = recipes.entry(entry)
-    config = configure(found, overrides)
-    return Run(entry, found.experiment, config.stated(), config.changes(found.settings))
+    recipe = recipes.entry(entry)
+    config = configure(recipe, overrides)
+    return Run(entry, recipe.experiment, config.stated(), config.changes(recipe.settings))
 
 
 def configure(entry: recipes.Entry, overrides: dict) -> MethodConfig:
@@ -95,14 +95,14 @@ def run(
         ValueError: an unknown entry or key, missing data, or a damaged file.
         NonFiniteLoss: the training diverged.
     """
-    made = find_run(entry, **overrides)
+    result = find_run(entry, **overrides)
     device = torch.device(device or default_device())
-    with made.lock() if first_process() else nullcontext():
-        if not made.finished:
-            _make(made, configure(recipes.entry(entry), overrides), device, budget, root, progress)
-    if record and made.finished and first_process():
-        made.record()
-    return made
+    with result.lock() if first_process() else nullcontext():
+        if not result.finished:
+            _make(result, configure(recipes.entry(entry), overrides), device, budget, root, progress)
+    if record and result.finished and first_process():
+        result.record()
+    return result
 
 
 def entry_for(scale: str, role: str) -> str:
@@ -234,20 +234,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
-        made = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
+        result = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if not made.finished:
+    if not result.finished:
         if first_process():
-            print(f"stopped at the time budget; the same command continues {made.folder}")
+            print(f"stopped at the time budget; the same command continues {result.folder}")
         return 3
-    metrics = made.metrics
+    metrics = result.metrics
     if first_process():
         if options.keep:
-            keep(options.keep, made)
+            keep(options.keep, result)
         print(
-            f"{made.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {made.result()['seconds']:.0f} s"
+            f"{result.folder}\nk-NN {metrics['knn']:.1f}% (untrained {metrics['untrained_knn']:.1f}%) after {result.result()['seconds']:.0f} s"
         )
     return 0
 

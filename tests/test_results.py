@@ -19,7 +19,7 @@ from lib.evaluation.base import evaluation_names
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.records import append_line, records
 from lib.results.runs import Run
-from lib.results.verdicts import VERDICTS, Interval, interval, rules_of, verdict_of
+from lib.results.verdicts import COLUMNS, VERDICTS, Interval, finding_of, interval, rules_of, statements, verdict_of
 
 PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
 T2, T4 = 4.302652729911275, 2.7764451051977987  # 97.5% points of Student's t, from its tables
@@ -135,9 +135,14 @@ def test_every_claim_with_evidence_can_be_answered():
 # ---- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def record(masking: str, seed: int, knn, *, scale="small", experiment="strategies", device="CPU", lr=1.0, **metrics) -> dict:
+HIDDEN = {"attmask_high": 40.0, "attmask_hint": 38.0, "random": 30.0, "block": 32.0, "attmask_low": 20.0}  # percent of the objects
+
+
+def record(masking: str, seed: int, knn, *, scale="small", experiment="strategies", device="CPU", lr=1.0, hidden=HIDDEN, **metrics) -> dict:
     row = {"scale": scale, "experiment": experiment, "device": device, "config.masking": masking, "config.seed": seed, "config.lr": lr}
-    return row | {"metrics.knn": knn} | {f"metrics.{name}": x for name, x in metrics.items()}
+    if experiment == "strategies" and masking in hidden:
+        metrics |= {f"hidden_{masking}": hidden[masking]}
+    return row | {"config.method": "ibot", "metrics.knn": knn} | {f"metrics.{name}": x for name, x in metrics.items()}
 
 
 def pairs(high: list, block: list, **more) -> list[dict]:
@@ -145,11 +150,16 @@ def pairs(high: list, block: list, **more) -> list[dict]:
     return rows + [record("block", seed, knn, **more) for seed, knn in enumerate(block)]
 
 
-def judge(rows: list[dict], identity: str = "attmask-1") -> pd.Series:
-    table = verdicts(pd.DataFrame(rows))
-    assert list(table) == ["id", "gap_mean", "gap_low", "gap_high", "seeds", "scale", "verdict"]
-    assert list(table.id) == list(claims().id) and set(table.verdict) <= set(VERDICTS)
-    return table.set_index("id").loc[identity]
+def judge(rows: list[dict], identity: str = "attmask-1", statement: str = "k-NN") -> pd.Series:
+    """The verdict on a statement; a claim of one statement has no names for it."""
+    table = statements(pd.DataFrame(rows))
+    assert list(table)[:7] == COLUMNS and set(table.verdict) <= set(VERDICTS)
+    whole = verdicts(pd.DataFrame(rows))
+    assert list(whole) == COLUMNS and list(whole.id) == list(claims().id) and set(whole.verdict) <= set(VERDICTS)
+    for row in table[table.id == identity].itertuples():
+        assert bool(row.reason) == (row.verdict == "not testable") and bool(row.scale) == (row.verdict != "not run")
+    table = table[table.id == identity].set_index("statement")
+    return table.iloc[0] if len(table) == 1 else table.loc[statement]
 
 
 def test_the_interval_is_students():
@@ -186,9 +196,104 @@ def test_gaps_are_paired_by_seed(gaps, verdict):
     assert judge(shuffled).gap_low == pytest.approx(found.gap_low)
 
 
-def test_a_single_seed_is_inconclusive():
-    found = judge(pairs([50.0], [40.0]))
-    assert found.gap_mean == 10 and math.isnan(found.gap_low) and found.seeds == 1 and found.verdict == "inconclusive"
+def test_fewer_than_three_seeds_give_no_verdict():
+    one = judge(pairs([50.0], [40.0]))
+    assert one.gap_mean == 10 and math.isnan(one.gap_low) and one.seeds == 1
+    assert (one.verdict, one.reason) == ("not testable", "1 seed; a verdict needs 3")
+    two = judge(pairs([50.0, 50.1], [40.0, 40.0]))
+    assert two.gap_low > 0 and (two.verdict, two.reason) == ("not testable", "2 seeds; a verdict needs 3")
+
+
+# ---- what has to be true before records count -----------------------------------------------------------------------------
+
+THREE = ([50.0, 51.0, 52.0], [40.0, 41.0, 42.5])
+
+
+def test_arms_whose_masks_hide_the_same_are_not_compared():
+    assert judge(pairs(*THREE)).verdict == "reproduced"
+    alike = judge(pairs(*THREE, hidden={"attmask_high": 28.4, "block": 28.2}))
+    assert (alike.verdict, alike.reason) == ("not testable", "the masks do not hide more of the objects: 28.4% and 28.2%")
+    assert alike.gap_mean == judge(pairs(*THREE)).gap_mean
+    reversed_ = judge(pairs(*THREE, hidden={"attmask_high": 20.0, "block": 40.0}))
+    assert reversed_.verdict == "not testable"  # the treatment that the claim is about was not applied
+    assert judge(pairs(*THREE, hidden={"attmask_high": 33.0, "block": 30.0})).verdict == "reproduced"  # a tenth more is enough
+    unknown = judge(pairs(*THREE, hidden={}))
+    assert (unknown.verdict, unknown.reason) == ("not testable", "what the masks hide of the objects is not recorded")
+
+
+def test_the_second_half_of_a_run_tells_what_its_masks_hide():
+    def rows(high, block):
+        rows = pairs(*THREE, hidden={})
+        for row in rows:
+            masking, values = row["config.masking"], high if row["config.masking"] == "attmask_high" else block
+            row[f"metrics.hidden_{masking}_curve"] = [[epoch, value] for epoch, value in enumerate(values)]
+        return rows
+
+    assert judge(rows([30, 30, 30, 40, 40], [30, 90, 90, 30, 30])).verdict == "reproduced"
+    alike = judge(rows([30, 90, 90, 30, 31], [30, 30, 30, 30, 30]))
+    assert alike.reason == "the masks do not hide more of the objects: 30.5% and 30.0%"
+
+
+def test_measurements_are_checked_by_the_runs_that_they_measure():
+    figures = [
+        record(m, seed, 0.0, experiment="linear", linear=k) for m, k in (("attmask_high", 60.0), ("block", 50.0)) for seed in range(3)
+    ]
+    judged = judge(figures, statement="linear probe")
+    assert judged.gap_mean == 10 and judged.reason == "what the masks hide of the objects is not recorded"
+    assert judge(figures + pairs(*THREE), statement="linear probe").verdict == "reproduced"
+    other = pairs(*THREE, lr=2.0)  # runs of another setting say nothing
+    assert judge(figures + other, statement="linear probe").reason == "what the masks hide of the objects is not recorded"
+
+
+def test_arms_below_the_untrained_network_are_not_compared():
+    below = judge(pairs(*THREE, untrained_knn=60.0))
+    assert (below.verdict, below.reason) == ("not testable", "no arm is better than the untrained network: 51.0 and 41.2 against 60.0")
+    assert judge(pairs(*THREE, untrained_knn=45.0)).verdict == "reproduced"  # one of them learns
+
+
+def test_arms_below_a_trivial_box_are_not_compared():
+    def rows(box):
+        common = dict(experiment="localization", centred_box_maxbox=box, whole_image_maxbox=20.0)
+        rows = [record("none", seed, 0.0, attention_maxbox=52.0 + seed, **common) for seed in range(3)]
+        rows += [record("none", seed, 0.0, attention_maxbox=45.0 + seed, **common) for seed in range(3)]
+        return [row | {"config.pooling": "simpool" if i < 3 else "none", "config.method": "supervised"} for i, row in enumerate(rows)]
+
+    assert judge(rows(40.0), "simpool-4", "supervised").verdict == "reproduced"
+    below = judge(rows(56.0), "simpool-4", "supervised")
+    assert below.reason == "no arm is better than centred box maxbox: 53.0 and 46.0 against 56.0"
+    assert judge(rows(40.0), "simpool-4", "self-supervised").verdict == "not run"
+
+
+@pytest.mark.parametrize("level", [0.0, 99.0])
+def test_saturated_figures_are_not_compared(level):
+    rows = pairs([level + x for x in (0.5, 0.6, 0.7)], [level + x for x in (0.1, 0.2, 0.2)])
+    assert judge(rows).reason.startswith("all arms are at an end of the scale")
+
+
+def test_a_setting_that_can_answer_comes_before_one_with_more_seeds():
+    many = pairs([50.0] * 5, [40.0] * 5, lr=1.0, hidden={})
+    found = judge(many + pairs(*THREE, lr=2.0))
+    assert found.seeds == 3 and found.verdict == "reproduced"
+
+
+def test_a_claim_of_several_statements_is_reproduced_if_all_are():
+    def linear(high, block):
+        return [
+            record(m, seed, 0.0, experiment="linear", linear=k + seed / 10)
+            for m, k in (("attmask_high", high), ("block", block))
+            for seed in range(3)
+        ]
+
+    def whole(rows):
+        return verdicts(pd.DataFrame(rows)).set_index("id").loc["attmask-1"]
+
+    runs = pairs(*THREE)
+    assert whole(runs).verdict == "inconclusive" and math.isnan(whole(runs).gap_mean)  # the linear probe is not run
+    probes = [row | {"metrics.linear": row["metrics.linear"] + 0.01 * i} for i, row in enumerate(linear(60.0, 50.0))]
+    assert whole(runs + probes).verdict == "reproduced" and whole(runs + probes).seeds == 3
+    worse = [row | {"metrics.linear": row["metrics.linear"] + 0.01 * i} for i, row in enumerate(linear(40.0, 50.0))]
+    assert whole(runs + worse).verdict == "contradicted"
+    assert whole(pairs(*THREE, hidden={})).verdict == "not testable" and whole([]).verdict == "not run"
 
 
 def test_runs_without_a_partner_do_not_count():
@@ -211,7 +316,7 @@ def test_settings_and_devices_are_not_mixed():
 
 def test_the_largest_scale_that_has_evidence_counts():
     small, paper = pairs([50.0, 52.0, 51.0], [40.0, 41.0, 40.0]), pairs([49.7], [46.7], scale="paper")
-    assert judge(small + paper).scale == "paper" and judge(small + paper).verdict == "inconclusive"
+    assert judge(small + paper).scale == "paper" and judge(small + paper).verdict == "not testable"
     smoke = pairs([10.0] * 4, [20.0] * 4, scale="smoke")
     assert judge(small + smoke).scale == "small" and judge(smoke).verdict == "not run"
     assert judge(small + [record("block", 0, 46.7, scale="paper")]).scale == "small"  # a scale without a pair has none
@@ -221,24 +326,8 @@ def test_the_strongest_alternative_counts():
     rows = pairs([50.0, 51.0], [40.0, 49.0])
     how = {"experiment": "strategies", "field": "masking", "better": "attmask_high", "worse": ["block", "random"], "metrics": ["knn"]}
     rows += [record("random", 0, 47.0), record("random", 1, 45.0)]
-    from lib.results.verdicts import gaps_of
-
-    scale, gaps = gaps_of({"evidence": how}, pd.DataFrame(rows))
-    assert scale == "small" and gaps.tolist() == [3.0, 2.0]
-
-
-def test_a_claim_on_two_tasks_counts_the_seeds_that_have_both():
-    video = [(52.0, 50.0), (55.0, 51.0), (70.0, 50.0)]  # (better, worse) of seeds 0, 1, 2
-    rows = []
-    for seed, (high, block) in enumerate(video):
-        rows.append(record("attmask_high", seed, 0.0, experiment="video", j_mean=high, f_mean=high + 2))
-        rows.append(record("block", seed, 0.0, experiment="video", j_mean=block, f_mean=block))
-    assert judge(rows, "attmask-9").verdict == "not run"  # one of its two tasks says nothing of the other
-    for seed, gap in enumerate((1.0, -1.0)):
-        rows.append(record("attmask_high", seed, 0.0, experiment="segmentation", miou=20.0 + gap))
-        rows.append(record("block", seed, 0.0, experiment="segmentation", miou=20.0))
-    found = judge(rows, "attmask-9")
-    assert found.seeds == 2 and found.gap_mean == pytest.approx(((3 + 1) / 2 + (5 - 1) / 2) / 2)
+    finding = finding_of(how, pd.DataFrame(rows))
+    assert finding.scale == "small" and finding.gaps.tolist() == [3.0, 2.0]
 
 
 def test_methods_that_differ_in_their_own_keys_are_compared():
@@ -255,8 +344,9 @@ def test_methods_that_differ_in_their_own_keys_are_compared():
         line("ibot", "attmask_hint", 0, "linear", linear=50.0),
         line("mst", "attmask_low", 0, "linear", linear=49.0, decoder_dim=128, restoration=1.0),
     ]
-    found = judge(rows, "attmask-11")
-    assert found.seeds == 1 and found.gap_mean == pytest.approx((3 + 1) / 2) and found.verdict == "inconclusive"
+    for statement, gap in (("k-NN", 3.0), ("linear probe", 1.0)):
+        found = judge(rows, "attmask-11", statement)
+        assert found.seeds == 1 and found.gap_mean == gap and found.verdict == "not testable"
     rows[2]["config.lr"] = 7.0  # not the same setting any more
     assert judge(rows, "attmask-11").verdict == "not run"
 

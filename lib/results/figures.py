@@ -17,7 +17,7 @@ from lib.data.retrieval import RetrievalSet
 from lib.evaluation.retrieval import RetrievalAnswer
 from lib.results import papers
 from lib.results.titles import STRATEGIES, TITLES
-from lib.results.verdicts import rules_of, verdicts
+from lib.results.verdicts import statements
 
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(STRATEGIES, PALETTE)) | {"none": PALETTE[7], "gap": PALETTE[0], "simpool": PALETTE[3]}  # all others are grey
@@ -66,15 +66,15 @@ def box_on(image: Image.Image, boxes: dict[str, list]) -> Tensor:
     image = image.convert("RGB")
     draw = ImageDraw.Draw(image)
     colours = iter(PALETTE[1:])
-    for name, found in boxes.items():
+    for name, corners in boxes.items():
         colour = (255, 255, 255) if name == "true" else tuple(round(255 * part) for part in next(colours))
-        for x0, y0, x1, y1 in found:
+        for x0, y0, x1, y1 in corners:
             draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=max(1, min(image.size) // 100))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def heat_map(single: Tensor, size: int) -> Image.Image:
-    """A map Float[h, w], not constant, resized (bicubic) to ``size`` pixels a side, in blues, before which boxes are seen."""
+    """A map Float[h, w], not constant, resized (bicubic) to ``size`` pixels a side, in blues, on which boxes are easy to see."""
     resized = torch.nn.functional.interpolate(single.float()[None, None], (size, size), mode="bicubic", align_corners=False)[0, 0]
     levels = (resized - resized.min()) / (resized.max() - resized.min())
     return Image.fromarray(sns.color_palette("mako", as_cmap=True)(levels.numpy(), bytes=True)[..., :3])
@@ -173,13 +173,18 @@ def quote(*identities: str) -> Markdown:
 
 
 def verdict_table(*identities: str) -> pd.DataFrame:
-    """For each claim the paper's gap and ours with its interval, each beside the figures of which it is the mean, and the verdict; rounded."""
-    chosen = papers.claims().set_index("id").join(verdicts().set_index("id")).loc[list(identities) or slice(None)]
-    details = {claim["id"]: claim for claim in papers.claim_details()}
-    theirs = [", ".join((details[i]["published"] or {}).get("columns") or []) for i in chosen.index]
-    ours = [", ".join(metric for rule in rules_of(details[i]) for metric in rule["metrics"]) for i in chosen.index]
-    low, high = chosen.gap_low.round(2), chosen.gap_high.round(2)
-    text = [f"[{a:.2f}, {b:.2f}]" if np.isfinite(a) else "" for a, b in zip(low, high)]
-    table = pd.DataFrame({"paper's gap": chosen.paper_gap.round(2), "of": theirs, "our gap": chosen.gap_mean.round(2), "of ours": ours})
-    table = table.assign(**{"95% interval": text}, seeds=chosen.seeds, scale=chosen.scale, verdict=chosen.verdict)
-    return table.astype(object).fillna("")
+    """A row for each statement of some claims, or of all: the paper's gap and ours with its interval, each beside the figures of which it is
+    the mean, and the verdict with its reason; rounded.
+    """
+    ours = statements().set_index("id").loc[list(identities) or slice(None)]
+    low, high = ours.gap_low.round(2), ours.gap_high.round(2)
+    table = {
+        "statement": ours.statement,
+        "paper's gap": ours.paper_gap.round(2),
+        "of": ours.published.map(", ".join),
+        "our gap": ours.gap_mean.round(2),
+        "of ours": ours.metrics.map(", ".join),
+        "95% interval": [f"[{a:.2f}, {b:.2f}]" if np.isfinite(a) else "" for a, b in zip(low, high)],
+    }
+    details = {name: list(ours[name]) for name in ("seeds", "scale", "verdict", "reason")}
+    return pd.DataFrame({k: list(v) for k, v in table.items()} | details, index=ours.index).astype(object).fillna("")

@@ -25,11 +25,11 @@ def paper_table(paper: str, table: str) -> pd.DataFrame:
         ValueError: no such table.
     """
     values = paper_tables()
-    chosen = values[(values.paper == paper) & (values.table == table)]
-    if chosen.empty:
+    rows = values[(values.paper == paper) & (values.table == table)]
+    if rows.empty:
         known = (values.paper + "/" + values.table).unique()
         raise ValueError(f"table: got {paper}/{table}, accepts {', '.join(known)}")
-    return chosen.pivot(index="row", columns="column", values="value").loc[chosen.row.unique(), chosen.column.unique()]
+    return rows.pivot(index="row", columns="column", values="value").loc[rows.row.unique(), rows.column.unique()]
 
 
 def published_landscape() -> pd.DataFrame:
@@ -55,7 +55,7 @@ def claims() -> pd.DataFrame:
                 "metric": claim["metric"],
                 "better": published["better"],
                 "worse": ", ".join(published["worse"]),
-                "paper_gap": _paper_gap(claim),
+                "paper_gap": paper_gap(claim, published_columns(claim)),
             }
         )
     return pd.DataFrame(rows)
@@ -79,9 +79,15 @@ def claim(identity: str) -> str:
     raise ValueError(f"identity: got {identity!r}, accepts {', '.join(c['id'] for c in claim_details())}")
 
 
-def _paper_gap(claim: dict) -> float:
+def paper_gap(claim: dict, columns: list[str]) -> float:
+    """The paper's gap of a claim: the mean over columns of its published table; NaN without any."""
     published = claim["published"]
-    if not published or not published["columns"]:
+    if not published or not columns:
         return float("nan")
-    table = paper_table(claim["paper"], published["table"])[published["columns"]]
+    table = paper_table(claim["paper"], published["table"])[columns]
     return float((table.loc[published["better"]] - table.loc[published["worse"]].max()).mean())
+
+
+def published_columns(claim: dict) -> list[str]:
+    """The columns of the published table on which a claim rests."""
+    return (claim["published"] or {}).get("columns") or []

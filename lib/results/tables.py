@@ -8,12 +8,12 @@ from lib.results.records import records as read_records
 METRICS = {"knn": "k-NN, %", "accuracy": "top-1 accuracy, %"}
 
 
-def recorded(experiment: str, **chosen) -> pd.DataFrame:
+def recorded(experiment: str, **where) -> pd.DataFrame:
     """Recorded runs of an experiment.
 
     Args:
         experiment: a file of ``records/``.
-        chosen: keys of the configuration and the values to keep, ``masking="block"`` for one.
+        where: keys of the configuration and the values to keep, ``masking="block"`` for one.
 
     Returns:
         A row a run, named by entry and seed: ``setting``, the entry, with the data where measurements on several sets are recorded, and by
@@ -21,13 +21,13 @@ def recorded(experiment: str, **chosen) -> pd.DataFrame:
     """
     records = read_records(experiment)
     if records.empty:
-        return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *chosen])
+        return pd.DataFrame(columns=["setting", "seed", "data", "device", "seconds", *where])
     table = records.rename(columns=lambda name: name.removeprefix("metrics.").removeprefix("config."))
     table = table.loc[:, ~table.columns.duplicated(keep="last")].assign(setting=table.entry)
     measured = f"{experiment}.data"
     if measured in table and table[measured].nunique() > 1:
         table["setting"] += " on " + table[measured]
-    for key, value in chosen.items():
+    for key, value in where.items():
         table = table[table[key] == value]
     return table.set_index(table.entry + ", seed " + table.seed.astype(str))
 
@@ -76,7 +76,7 @@ def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
         .mean()
         .assign(runs=grouped.size())
         .dropna(axis=1, how="all")
-        .rename(index=lambda name: {"none": ""}.get(name, name))
+        .rename(index={"none": ""}, columns={"task": "pretext accuracy", "task_guess": "chance"})
     )
 
 
@@ -116,7 +116,7 @@ def _differing(records: pd.DataFrame) -> str:
     entries = records.get("entry", pd.Series("", index=records.index)).fillna("")  # benchmarks have none
     changed = {key for entry, config in zip(entries, configs) for key in _otherwise(entry, config)}
     values = {key: dict.fromkeys(str(config[key]) for config in configs if key in config) for key in keys if key in changed}
-    return " ".join(f"{key}={'|'.join(sorted(seen))}" for key, seen in values.items())
+    return " ".join(f"{key}={'|'.join(sorted(those))}" for key, those in values.items())
 
 
 def _otherwise(name: str, config: dict) -> dict:

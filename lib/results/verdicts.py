@@ -1,5 +1,10 @@
-"""Do our records agree with a claim? Paired differences over seeds, with an interval."""
+"""Do our records agree with a claim? Paired differences over seeds with an interval, where checks show that the runs can answer.
 
+A claim consists of one or more statements; each has a rule in ``published/claims.yaml`` that says which records answer it. A verdict is
+given only if the comparison can decide. Otherwise the statement is ``not testable``, with the reason in words.
+"""
+
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +14,12 @@ from lib.results import papers
 from lib.results.records import records as read_records
 
 EVIDENCE = ("paper", "small")  # scales whose records count, the strongest first
-VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
+VERDICTS = ("reproduced", "contradicted", "inconclusive", "not testable", "not run")
 COLUMNS = ["id", "gap_mean", "gap_low", "gap_high", "seeds", "scale", "verdict"]
+MIN_SEEDS = 3  # fewer give no verdict
+MIN_CONTRAST = 1.1  # the masks of the better arm must hide at least so many times more of the objects than those of the other
+MARGIN = 1.0  # percent; figures nearer to 0 or 100 are saturated
+NOTHING = float("nan")
 
 
 class Interval(NamedTuple):
@@ -51,99 +60,199 @@ def verdict_of(gap: Interval, tolerance: float = 0.0) -> str:
     return "inconclusive"
 
 
+class Arms(NamedTuple):
+    """Runs of one setting, a row a seed: those that should be better, and each kind of those that should be worse."""
+
+    better: pd.DataFrame
+    worse: list[pd.DataFrame]
+
+
+class Finding(NamedTuple):
+    """What records say of a statement: their scale, the gaps, one a seed, and why they can't answer it, or nothing."""
+
+    scale: str
+    gaps: np.ndarray
+    reason: str = ""
+
+
 def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     """A verdict on every claim of the talk.
+
+    A claim of several statements is reproduced if all of them are, contradicted if one of them is, and has no gap of its own.
 
     Args:
         records: as ``lib.results.records.records`` gives them; None reads them.
 
     Returns:
-        A row a claim: ``id, gap_mean, gap_low, gap_high, seeds, scale, verdict``. Gaps are in the metric's unit (points of
-        percent), mean over the claim's metrics. The evidence is that of the largest scale that has any, and of the setting
-        with the most seeds within it, the first recorded of equals.
+        A row a claim: ``id, gap_mean, gap_low, gap_high, seeds, scale, verdict``. Gaps are in the metric's unit (points of percent), mean
+        over the metrics.
+    """
+    groups = statements(records).groupby("id", sort=False)
+    return pd.DataFrame([rows.iloc[0] if len(rows) == 1 else _joined(rows) for _, rows in groups])[COLUMNS].reset_index(drop=True)
+
+
+def statements(records: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A verdict on every statement of every claim; arguments as of ``verdicts``.
+
+    Returns:
+        A row a statement: the columns of ``verdicts``; ``statement``, its name within the claim; ``metrics``; ``reason``, why it is not
+        testable; ``published``, the columns of the paper's table, and ``paper_gap``, its gap in them. The evidence is that of the largest scale that has any, and within it of the setting that is testable and has the most
+        seeds, the first recorded of equals.
     """
     records = read_records() if records is None else records
     rows = []
     for claim in papers.claim_details():
-        scale, gaps = gaps_of(claim, records)
-        gap = interval(gaps) if len(gaps) else Interval(*[float("nan")] * 3)
-        verdict = verdict_of(gap, claim.get("tolerance", 0.0)) if len(gaps) else "not run"
-        rows.append([claim["id"], *gap, len(gaps), scale, verdict])
-    return pd.DataFrame(rows, columns=COLUMNS)
+        for rule in rules_of(claim) or [{}]:
+            finding = finding_of(rule, records)
+            gap = interval(finding.gaps) if len(finding.gaps) else Interval(NOTHING, NOTHING, NOTHING)
+            verdict = "not testable" if finding.reason else verdict_of(gap, claim.get("tolerance", 0.0))
+            row = dict(zip(COLUMNS, [claim["id"], *gap, len(finding.gaps), finding.scale, verdict if finding.scale else "not run"]))
+            row |= {"statement": rule.get("statement", ""), "metrics": rule.get("metrics", []), "reason": finding.reason}
+            columns = rule.get("columns", papers.published_columns(claim))
+            rows.append(row | {"published": columns, "paper_gap": papers.paper_gap(claim, columns)})
+    return pd.DataFrame(rows)
 
 
-def gaps_of(claim: dict, records: pd.DataFrame) -> tuple[str, np.ndarray]:
-    """The scale and the gaps, one a seed, that answer a claim; an empty scale and no gaps when there are none.
-
-    A claim on several experiments has a rule for each: a seed counts that all of them have, with the mean of its gaps.
-    """
-    rules = rules_of(claim)
-    for scale in EVIDENCE if rules and not records.empty else ():
-        here = records[records.scale == scale]
-        gaps = pd.concat([_gaps(here, rule) for rule in rules], axis=1, join="inner").mean(axis=1)
-        if len(gaps):
-            return scale, gaps.to_numpy()
-    return "", np.empty(0)
+def _joined(rows: pd.DataFrame) -> dict:
+    """The verdict on a claim of several statements."""
+    given = set(rows.verdict)
+    undecided = "not run" if given == {"not run"} else "not testable" if given <= {"not run", "not testable"} else "inconclusive"
+    verdict = "reproduced" if given == {"reproduced"} else "contradicted" if "contradicted" in given else undecided
+    scale = next(filter(None, rows.scale), "")
+    return dict(zip(COLUMNS, [rows.id.iloc[0], NOTHING, NOTHING, NOTHING, int(rows.seeds.min()), scale, verdict]))
 
 
 def rules_of(claim: dict) -> list[dict]:
-    """How our records answer a claim; empty when they do not."""
+    """How our records answer a claim, a rule a statement; empty when they do not."""
     return _listed(claim["evidence"] or [])
+
+
+def finding_of(rule: dict, records: pd.DataFrame) -> Finding:
+    """What the records say of a statement; an empty scale and no gaps when they say nothing."""
+    for scale in EVIDENCE if rule and not records.empty else ():
+        here = records[records.scale == scale]
+        findings = _margins(here, rule, scale) if "limit" in rule else _comparisons(here, rule, scale)
+        if findings:
+            return max(findings, key=lambda finding: (not finding.reason, len(finding.gaps)))
+    return Finding("", np.empty(0))
 
 
 def _listed(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _gaps(records: pd.DataFrame, rule: dict) -> pd.Series:
-    chosen = records[records.experiment.isin(_listed(rule["experiment"]))]
+def _selected(records: pd.DataFrame, rule: dict, experiments: list[str]) -> pd.DataFrame:
+    """The records of some experiments whose keys have the values that the rule names; of words, one of several patterns."""
+    records = records[records.experiment.isin(experiments)]
     for key, value in rule.get("where", {}).items():
-        chosen = chosen[chosen.get(f"config.{key}", pd.Series(index=chosen.index)) == value]
-    return _margins(chosen, rule) if "limit" in rule else _paired(chosen, rule)
+        column = records.get(f"config.{key}", pd.Series(index=records.index, dtype=object))
+        records = records[[any(v == x or (isinstance(v, str) and fnmatch(v, str(x))) for x in _listed(value)) for v in column]]
+    return records
 
 
-def _margins(records: pd.DataFrame, rule: dict) -> pd.Series:
+def _margins(records: pd.DataFrame, rule: dict, scale: str) -> list[Finding]:
     """How far a measured ratio stays below its limit, one a record."""
     column = f"metrics.{rule['metrics'][0]}"
-    return rule["limit"] - records[column].dropna() if column in records else pd.Series(dtype=float)
+    records = _selected(records, rule, _listed(rule["experiment"]))
+    gaps = (rule["limit"] - records[column].dropna() if column in records else pd.Series(dtype=float)).to_numpy()
+    return [Finding(scale, gaps, _too_few(len(gaps)))] if len(gaps) else []
 
 
-def _paired(records: pd.DataFrame, rule: dict) -> pd.Series:
-    """Differences, by seed, between runs that differ in the fields, of the setting with the most seeds.
+def _comparisons(records: pd.DataFrame, rule: dict, scale: str) -> list[Finding]:
+    """Differences by seed, of every setting."""
+    findings = []
+    for arms in _arms(_selected(records, rule, _listed(rule["experiment"])), rule):
+        gaps = pd.concat([_gap(arms, metric) for metric in rule["metrics"]], axis=1).dropna().mean(axis=1)
+        if len(gaps):
+            reason = _too_few(len(gaps)) or _uninformative(arms, rule) or _same_treatment(arms, rule, records)
+            findings.append(Finding(scale, gaps.to_numpy(), reason))
+    return findings
+
+
+def _arms(records: pd.DataFrame, rule: dict) -> list[Arms]:
+    """Runs that differ in the fields of the rule, of every setting.
 
     The runs share the keys that the rule names under ``same``, else all but those that one side has ``alone``. Of several runs of a seed
     the first recorded counts.
     """
     fields = [f"config.{name}" for name in _listed(rule["field"])]
-    best = pd.Series(dtype=float)
     if records.empty or not set(fields) <= set(records):
-        return best
+        return []
     better, *worse = [tuple(_listed(side)) for side in (rule["better"], *rule["worse"])]
     apart = {*fields, "config.seed", *(f"config.{name}" for name in rule.get("alone", []))}
     shared = [f"config.{name}" for name in rule.get("same", [])]
     shared = shared or [c for c in records if c.startswith("config.") and c not in apart]
     if not set(shared) <= set(records):
-        return best
+        return []
+    arms = []
     setting = records[[*shared, "device"]].map(repr).agg("|".join, axis=1)
     for _, group in records.groupby(setting, sort=False):
-        scores = {names: part.drop_duplicates("config.seed").set_index("config.seed") for names, part in group.groupby(fields)}
-        if not {better, *worse} <= set(scores):
-            continue
-        gaps = [_gap(scores[better], [scores[names] for names in worse], metric) for metric in rule["metrics"]]
-        mean = pd.concat(gaps, axis=1).dropna().mean(axis=1)
-        if len(mean) > len(best):
-            best = mean
-    return best
+        sides = {names: part.drop_duplicates("config.seed").set_index("config.seed") for names, part in group.groupby(fields)}
+        if {better, *worse} <= set(sides):
+            seeds = set.intersection(*(set(sides[names].index) for names in (better, *worse)))
+            of_seeds = [sides[names].loc[sorted(seeds)] for names in (better, *worse)]
+            arms += [Arms(of_seeds[0], of_seeds[1:])] if seeds else []
+    return arms
 
 
-def _gap(better: pd.DataFrame, worse: list[pd.DataFrame], metric: str) -> pd.Series:
-    """Per seed, the metric of ``better`` less the highest of ``worse``; of a curve, its mean over the epochs after 0."""
+def _gap(arms: Arms, metric: str) -> pd.Series:
+    """Per seed, the metric of the better side less the highest of the others; of a curve, its mean over the epochs after 0."""
     column = f"metrics.{metric}"
-    if any(column not in part for part in (better, *worse)):
+    if any(column not in part for part in (arms.better, *arms.worse)):
         return pd.Series(dtype=float)
-    first, *rest = [part[column].dropna().map(_level) for part in (better, *worse)]
+    first, *rest = [part[column].dropna().map(_level) for part in (arms.better, *arms.worse)]
     return first - pd.concat(rest, axis=1).max(axis=1, skipna=False)
 
 
 def _level(value) -> float:
     return float(np.mean([y for x, y in value if x > 0])) if isinstance(value, list) else float(value)
+
+
+# ---- why a comparison can't answer ---------------------------------------------------------------------------------------
+
+
+def _too_few(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds != 1)}; a verdict needs {MIN_SEEDS}" if seeds < MIN_SEEDS else ""
+
+
+def _uninformative(arms: Arms, rule: dict) -> str:
+    """No arm is better than the untrained network or than a trivial answer, or all are at an end of the scale."""
+    sides, metrics = [arms.better, *arms.worse], rule["metrics"]
+    levels = [_mean(side, metrics) for side in sides]
+    text = " and ".join(f"{level:.1f}" for level in levels)
+    floors = {"the untrained network": [f"untrained_{metric.removesuffix('_curve')}" for metric in metrics]}
+    floors |= {name.replace("_", " "): [name] for name in rule.get("floors", [])}
+    for name, columns in floors.items():
+        floor = np.mean([_mean(side, columns) for side in sides])
+        if max(levels) <= floor:
+            return f"no arm is better than {name}: {text} against {floor:.1f}"
+    return f"all arms are at an end of the scale: {text}" if max(levels) < MARGIN or min(levels) > 100 - MARGIN else ""
+
+
+def _mean(runs: pd.DataFrame, metrics: list[str]) -> float:
+    columns = [f"metrics.{metric}" for metric in metrics]
+    return float(runs[columns].map(_level).mean(axis=None)) if set(columns) <= set(runs) else NOTHING
+
+
+def _same_treatment(arms: Arms, rule: dict, records: pd.DataFrame) -> str:
+    """The masks of the arms hide the same part of the objects, by the check that each run makes of itself."""
+    if "treatment" not in rule:
+        return ""
+    checked = [column for column in records if column.startswith("metrics.hidden_")]
+    runs = _selected(records, rule, _listed(rule["treatment"])).dropna(subset=checked, how="all") if checked else records[:0]
+    settings = [column for column in arms.better if column.startswith("config.") and "." not in column.removeprefix("config.")]
+    for other in _arms(runs, rule):
+        apart = {f"config.{name}" for name in _listed(rule["field"])}
+        if all(repr(other.better[c].iloc[0]) == repr(arms.better[c].iloc[0]) for c in settings if c not in apart and c in other.better):
+            first, *rest = [_hidden(side) for side in (other.better, *other.worse)]
+            text = " and ".join(f"{share:.1f}%" for share in (first, *rest))
+            return "" if first >= MIN_CONTRAST * max(rest) else f"the masks do not hide more of the objects: {text}"
+    return "what the masks hide of the objects is not recorded"
+
+
+def _hidden(runs: pd.DataFrame) -> float:
+    """Percent of the objects that the masks of an arm hide, mean over the seeds and over the second half of the epochs."""
+    name = f"metrics.hidden_{runs['config.masking'].iloc[0]}"
+    if f"{name}_curve" not in runs or not isinstance(runs[f"{name}_curve"].iloc[0], list):
+        return float(runs[name].mean()) if name in runs else NOTHING
+    return float(np.mean([y for curve in runs[f"{name}_curve"] for x, y in curve if x > curve[-1][0] / 2]))
