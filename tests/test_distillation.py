@@ -278,6 +278,28 @@ def test_drop_path_acts_in_the_student_only():
 # ---- the last layer ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arch, pooling", [("resnet_mini", "none"), ("resnet_mini", "simpool"), ("resnet_mini", "ge"), ("vit_nano", "ge")])
+def test_a_teachers_batch_norms_run_on_its_batches(arch, pooling):
+    """With statistics that nobody updates, a teacher would keep the means 0 and variances 1 of its first day."""
+    made = learner("smoke/dino", arch=arch, pooling=pooling, local_crops=0)
+    norms = [module for module in made.teacher.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    inputs = []
+    norms[0].register_forward_hook(lambda module, given, output: inputs.append(given[0]))
+    assert norms and all(module.training for module in norms) and not made.teacher.training
+    step_of(made)
+    [batch] = inputs
+    torch.testing.assert_close(norms[0].running_mean, 0.1 * batch.mean((0, 2, 3)))
+    assert all(module.running_mean.abs().sum() > 0 for module in norms)
+    made.eval()
+    assert not any(module.training for module in norms)
+    before = made.teacher.features(torch.zeros(2, 3, 32, 32)).cls
+    made.after_update(0)  # moves weights, not statistics
+    for _ in range(60):
+        made.train()(*images(), torch.zeros(BATCH), 0, seeded())
+    torch.testing.assert_close(norms[0].running_mean, inputs[-1].mean((0, 2, 3)), rtol=0.05, atol=0.05)
+    assert not torch.equal(before, made.eval().teacher.features(torch.zeros(2, 3, 32, 32)).cls)
+
+
 @pytest.mark.parametrize("freeze_epochs, step, frozen", [(1, 0, True), (1, 3, True), (1, 4, False), (2, 7, True), (0, 0, False)])
 def test_the_last_layer_is_still_in_the_first_epochs(freeze_epochs, step, frozen):
     made = learner(freeze_epochs=freeze_epochs, norm_last_layer=False)

@@ -19,7 +19,8 @@ from lib.evaluation.base import evaluation_names
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.records import append_line, records
 from lib.results.runs import Run
-from lib.results.verdicts import COLUMNS, VERDICTS, Interval, finding_of, interval, rules_of, statements, verdict_of
+from lib.results.tables import treatments
+from lib.results.verdicts import COLUMNS, VERDICTS, Interval, coverage, finding_of, interval, rules_of, statements, verdict_of
 
 PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
 T2, T4 = 4.302652729911275, 2.7764451051977987  # 97.5% points of Student's t, from its tables
@@ -415,6 +416,35 @@ def test_records_of_another_kind_change_no_verdict():
     rows = pairs([2.0, 3.0], [1.0, 1.0])
     for mixed in ([ratio, *rows], [*rows, ratio]):
         assert judge(mixed).seeds == 2 and judge(mixed).gap_mean == pytest.approx(1.5)
+
+
+def test_a_published_number_counts_once_in_the_coverage():
+    table = coverage(pd.DataFrame(pairs(*THREE)))
+    strategies = table.loc["attmask", "strategies"]
+    # attmask-1, 2 and 3 rest on five rows of the table; on four columns of three of them, and on two of attmask_high and block
+    assert strategies["numbers of claims"] == 3 * 4 + 2 * 2 and strategies.answered == 2  # of attmask-1, the k-NN of both
+    assert table.answered.sum() == 2 and (table.answered <= table["numbers of claims"]).all()
+
+
+def test_treatments_are_those_of_the_second_half():
+    def line(masking, seed, high):
+        curves = dict(attention_mass_curve=[[0, 50.0], [1, 60.0], [2, 70.0]], attention_entropy_curve=[[0, 99.0], [1, 98.0], [2, 90.0]])
+        curves |= dict(
+            hidden_attmask_high_curve=[[0, 28.0], [1, 30.0], [2, high]], hidden_attmask_low_curve=[[0, 28.0], [1, 26.0], [2, 20.0]]
+        )
+        return {
+            "setting": "small/ibot",
+            "masking": masking,
+            "seed": seed,
+            "hidden_random": 30.0,
+            "hidden_block": 33.0,
+            "hidden_centre": 38.0,
+        } | curves
+
+    table = treatments(pd.DataFrame([line("block", 0, 36.0), line("block", 1, 40.0), line("random", 0, 31.0)]))
+    row = table.loc["small/ibot", "block"]
+    assert (row.high, row.low, row.attention_entropy, row.runs, row.random) == (38.0, 20.0, 90.0, 2, 30.0)
+    assert treatments(pd.DataFrame({"setting": ["small/ibot"], "masking": ["block"]})).empty
 
 
 # ---- records ----------------------------------------------------------------------------------------------------------

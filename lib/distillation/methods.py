@@ -195,11 +195,16 @@ class Distillation(Learner, ABC):
         torch._foreach_lerp_(list(teacher.values()), [student[name] for name in teacher], 1 - self.momenta[step])
 
     def train(self, mode: bool = True) -> Self:
+        """Only the student is in training mode. The teacher's batch norms are as well, as in DINO's code: they use the statistics of its
+        batches, and collect the running averages with which it is evaluated.
+        """
         super().train(mode)
-        self.teacher.eval()
-        self.teacher_head.eval()
-        if self.guide is not None:
-            self.guide.eval()
+        for network in (self.teacher, self.teacher_head, self.guide):
+            if network is not None:
+                network.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
         return self
 
 

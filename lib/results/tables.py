@@ -4,6 +4,9 @@ import pandas as pd
 
 from lib import recipes
 from lib.results.records import records as read_records
+from lib.results.runs import Run
+from lib.results.titles import TITLES
+from lib.results.verdicts import late_mean
 
 METRICS = {"knn": "k-NN, %", "accuracy": "top-1 accuracy, %"}
 
@@ -78,6 +81,37 @@ def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
         .dropna(axis=1, how="all")
         .rename(index={"none": ""}, columns={"task": "pretext accuracy", "task_guess": "chance"})
     )
+
+
+def treatments(table: pd.DataFrame) -> pd.DataFrame:
+    """What the masks of recorded runs hide of the objects, in percent: mean over seeds and the second half of the epochs, a row a setting and
+    strategy; ``own`` is the strategy of the row. Beside it what other strategies would hide by the same attention, and its entropy.
+
+    ``table`` is from ``recorded``; without runs that measured what they hide, the result is empty.
+    """
+    columns = [f"{name}_curve" for name in ("hidden_attmask_low", "hidden_attmask_high", "attention_mass", "attention_entropy")]
+    if not set(columns) <= set(table):
+        return pd.DataFrame()
+    table = table.dropna(subset=columns)
+    late = table[columns].map(late_mean).rename(columns=lambda name: name.removesuffix("_curve").removeprefix("hidden_attmask_"))
+    means = late.assign(random=table.hidden_random, block=table.hidden_block, centre=table.hidden_centre)
+    means = means.assign(setting=table.setting, masking=table.masking, runs=1)
+    grouped = means.groupby(["setting", "masking"], sort=False)
+    return grouped.mean(numeric_only=True).assign(runs=grouped.runs.sum())
+
+
+def fill_in_table(table: pd.DataFrame, live: Run) -> pd.DataFrame:
+    """The patch loss of networks with masks of each strategy, in nats, and how much harder each is than random masking: a row a network, a
+    column a strategy. ``table`` is from ``recorded``; ``live`` is a run that is shown before them.
+    """
+    columns = [f"fill_{name}" for name in ("attmask_low", "random", "block", "attmask_hint", "attmask_high")]
+    rows = {"live run": [live.metrics.get(name) for name in columns]}
+    if set(columns) <= set(table):
+        rows |= {
+            f"recorded, trained with {TITLES[line.masking]}, seed {line.seed}": list(line[columns])
+            for _, line in table.dropna(subset=columns).iterrows()
+        }
+    return pd.DataFrame(rows, index=[TITLES[name.removeprefix("fill_")] for name in columns]).T
 
 
 def recorded_curves(experiment: str, field: str, values: list[str], metric: str = "knn") -> pd.DataFrame:

@@ -253,6 +253,24 @@ def _same_treatment(arms: Arms, rule: dict, records: pd.DataFrame) -> str:
 def _hidden(runs: pd.DataFrame) -> float:
     """Percent of the objects that the masks of an arm hide, mean over the seeds and over the second half of the epochs."""
     name = f"metrics.hidden_{runs['config.masking'].iloc[0]}"
-    if f"{name}_curve" not in runs or not isinstance(runs[f"{name}_curve"].iloc[0], list):
-        return float(runs[name].mean()) if name in runs else NOTHING
-    return float(np.mean([y for curve in runs[f"{name}_curve"] for x, y in curve if x > curve[-1][0] / 2]))
+    column = f"{name}_curve" if f"{name}_curve" in runs and isinstance(runs[f"{name}_curve"].iloc[0], list) else name
+    return float(runs[column].map(late_mean).mean()) if column in runs else NOTHING
+
+
+def late_mean(value) -> float:
+    """The mean of a curve over the second half of its epochs; a number is itself."""
+    return float(np.mean([y for x, y in value if x > value[-1][0] / 2])) if isinstance(value, list) else float(value)
+
+
+def coverage(records: pd.DataFrame | None = None) -> pd.DataFrame:
+    """How many of the published numbers on which a claim rests our records answer: a row a table of the papers."""
+    decided = statements(records).query("verdict in @VERDICTS[:3]").groupby("id").published.sum()  # lists of columns, joined
+    numbers: dict[tuple[str, str], set] = {}
+    answered: dict[tuple[str, str], set] = {}
+    for claim in papers.claim_details():
+        if published := claim["published"]:
+            place, sides = (claim["paper"], published["table"]), [published["better"], *published["worse"]]
+            for counted, columns in ((numbers, papers.published_columns(claim)), (answered, decided.get(claim["id"], []))):
+                counted.setdefault(place, set()).update((row, column) for row in sides for column in columns)
+    table = pd.DataFrame({"numbers of claims": numbers, "answered": answered}).map(len)
+    return table.rename_axis(["paper", "table"])

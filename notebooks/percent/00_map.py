@@ -95,9 +95,14 @@ table[["text", "metric", "paper_gap"]].round(2).astype(object).fillna("")
 # %% [markdown]
 # ## The dashboard
 #
-# A verdict is computed from the records, never typed in: the paired difference over seeds with a 95% interval. `reproduced` when
-# the interval lies on the claimed side of zero, `contradicted` on the other, `inconclusive` across it (or with a single seed),
-# `not run` without records.
+# A verdict is computed from the records, never typed in: the paired difference over seeds with a 95% interval. It is `reproduced` when
+# the interval lies on the claimed side of zero, `contradicted` on the other side, `inconclusive` across zero, and `not run` without
+# records. A fifth verdict comes first: a comparison is `not testable` when it could not have decided, whatever came out of it. This is so
+# with fewer than three seeds, when the masks of both arms hide the same part of the objects, when no arm is better than the untrained
+# network or than a trivial answer, and when the figures are at an end of the scale. The reason stands beside the verdict.
+#
+# A claim that joins several statements (k-NN and linear probe, transformers and convolutional networks) has a verdict on each of them. The
+# claim is reproduced if all its statements are, and contradicted if one of them is.
 
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
@@ -108,10 +113,8 @@ from lib.results.verdicts import VERDICTS
 
 found = verdicts().assign(paper=table.paper.to_numpy())
 counts = found.groupby(["paper", "verdict"]).size().unstack(fill_value=0).reindex(columns=VERDICTS, fill_value=0)
-counts.plot.barh(
-    stacked=True, figsize=(7, 1.8), color=[*sns.color_palette("colorblind")[2:3], *sns.color_palette("colorblind")[3:4], "0.7", "0.9"]
-)
-plt.legend(ncol=4, bbox_to_anchor=(0.5, 1.02), loc="lower center", frameon=False)
+counts.plot.barh(stacked=True, figsize=(7, 1.8), color=[*sns.color_palette("colorblind")[2:4], "0.5", "0.7", "0.9"])
+plt.legend(ncol=5, bbox_to_anchor=(0.5, 1.02), loc="lower center", frameon=False)
 plt.xlabel("claims")
 plt.show()
 counts

@@ -160,6 +160,18 @@ plt.show()
 lines[["step", "loss", "cls", "patch", "agreement"]].iloc[[0, len(lines) // 2, -1]].round(2).set_index("step")
 
 # %% [markdown]
+# ## Which masks are hard to fill in?
+#
+# The talk says that filling in what AttMask-Low hides is very easy, and what AttMask-High hides very challenging. This can be asked of one
+# network, whatever it was trained with: its patch loss on held-out images, with masks of each strategy at the same ratio of 0.3. The higher
+# the loss, the harder the masks. Random masking is the measure: it hides as many patches, wherever they are.
+
+# %% tags=["nbval-ignore-output"]
+from lib.results.tables import fill_in_table, recorded
+
+fill_in_table(recorded("strategies"), live).round(3)
+
+# %% [markdown]
 # Two networks that give the same answer to every image agree perfectly, too. So agreement alone proves nothing: what the
 # features are worth has to be measured on something else.
 #
@@ -174,7 +186,6 @@ import pandas as pd
 from lib.results.figures import verdict_table
 from lib.results.titles import TITLES
 from lib.results.papers import paper_table
-from lib.results.tables import recorded
 
 rows = {"ours, live": {"k-NN": live.metrics["knn"], "untrained k-NN": live.metrics["untrained_knn"], "data": live.config["data"]}}
 for name, line in recorded("strategies", masking=masking).iterrows():

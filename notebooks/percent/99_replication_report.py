@@ -37,7 +37,7 @@ check_parameters(globals())
 # ## The mechanism on one image: how a verdict comes about
 #
 # Differences between two methods, one a seed, and the 95% interval of their mean (Student's t). The same mean is *reproduced* with three
-# close seeds and *inconclusive* with three scattered ones.
+# close seeds and *inconclusive* with three scattered ones. One seed has no interval: such a comparison is *not testable*.
 
 # %%
 import matplotlib.pyplot as plt
@@ -45,15 +45,14 @@ import pandas as pd
 
 from lib.results.verdicts import interval, verdict_of
 
-examples = {"close seeds": [2.7, 3.0, 3.3], "scattered seeds": [0.5, 3.0, 5.5], "one seed": [3.0], "against": [-3.3, -3.0, -2.7]}
+examples = {"close seeds": [2.7, 3.0, 3.3], "scattered seeds": [0.5, 3.0, 5.5], "against": [-3.3, -3.0, -2.7]}
 figure, axis = plt.subplots(figsize=(6, 2.2))
 rows = {}
 for line, (name, gaps) in enumerate(examples.items()):
     found = interval(gaps)
     rows[name] = [found.mean, found.low, found.high, verdict_of(found)]
     axis.plot(gaps, [line] * len(gaps), "o")
-    if len(gaps) > 1:
-        axis.plot([found.low, found.high], [line, line], "k-", lw=1)
+    axis.plot([found.low, found.high], [line, line], "k-", lw=1)
 axis.axvline(0, color="0.5", lw=1)
 axis.set(yticks=range(len(examples)), yticklabels=list(examples), xlabel="difference, points")
 plt.show()
@@ -62,11 +61,11 @@ pd.DataFrame(rows, index=["mean", "low", "high", "verdict"]).T.round(2)
 # %% [markdown]
 # ## All verdicts
 #
-# Each gap is the mean over the figures that are named beside it. Ours are often fewer than the paper's, so that the two gaps say the same only in
-# their sign.
+# A claim has a row for each of its statements. Each gap is the mean over the figures that are named beside it. Ours are often fewer than the
+# paper's, so that the two gaps say the same only in their sign. `not testable` says that the records could not have decided, and why.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results import claims, verdicts
+from lib.results import claims
 from lib.results.figures import verdict_table
 
 pd.set_option("display.max_colwidth", None)
@@ -86,16 +85,13 @@ recorded_commands(experiment or None)
 # %% [markdown]
 # ## Coverage
 #
-# How many of the papers' published numbers belong to a claim that has evidence of ours?
+# How many of the papers' published numbers that belong to a claim do our records answer, with a verdict that is neither `not run` nor
+# `not testable`? A number counts once for its row and column.
 
 # %% tags=["nbval-ignore-output"]
-from lib.results.papers import claim_details, paper_tables
+from lib.results.verdicts import coverage
 
-verdict_of_claim = verdicts().set_index("id").verdict
-answered = {(c["paper"], c["published"]["table"]) for c in claim_details() if c["published"] and verdict_of_claim[c["id"]] != "not run"}
-published = paper_tables()
-published["evidence"] = [(p, t) in answered for p, t in zip(published.paper, published.table)]
-published.groupby(["paper", "table"]).evidence.agg(["size", "first"]).rename(columns={"size": "published numbers", "first": "has evidence"})
+coverage()
 
 # %% [markdown]
 # ## What would change your mind?
