@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -16,11 +18,14 @@ from torch import nn
 
 from lib import keep, paths, recipes
 from lib.evaluation.base import evaluation_names
+from lib.measure import measurement_of
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.records import append_line, records
+from lib.results.report import PAGE, report
 from lib.results.runs import Run
 from lib.results.tables import treatments
 from lib.results.verdicts import COLUMNS, VERDICTS, Interval, coverage, finding_of, interval, rules_of, statements, verdict_of
+from lib.train import find_run
 
 PAPERS = Path(__file__).resolve().parent.parent.parent / "shared" / "papers"
 T2, T4 = 4.302652729911275, 2.7764451051977987  # 97.5% points of Student's t, from its tables
@@ -586,6 +591,37 @@ def test_the_committed_records_are_whole():
         assert not table.duplicated(["scale", "experiment", "key"]).any()
         assert table.scale.isin(recipes.SCALES).all() and (table.seconds.dropna() > 0).all()
         assert set(verdicts().verdict) <= set(VERDICTS)
+
+
+# ---- the page of evidence ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_evidence_is_current():
+    assert PAGE.read_text(encoding="utf-8") == report(), "run python -m lib.results.report"
+
+
+def test_the_commands_of_the_page_repeat_the_recorded_runs():
+    text = PAGE.read_text(encoding="utf-8")
+    commands = {line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()}
+    keys = set(records().key)
+    assert len(commands) > 20
+    for command in commands:
+        _, _, module, *words = shlex.split(command)
+        name = words.pop(0) if module == "lib.measure" else ""
+        overrides = dict(map(recipes.parse, (word for word in words[1:] if "=" in word)))
+        own = {key.removeprefix(f"{name}."): overrides.pop(key) for key in list(overrides) if name and key.startswith(f"{name}.")}
+        run = find_run(words[0], **overrides)
+        assert (measurement_of(run, name, **own) if name else run).key in keys, command
+
+
+def test_the_page_says_what_was_compared():
+    rows = [
+        row | {"command": "python -m lib.train small/ibot_cpu", "entry": "small/ibot_cpu", "key": str(i)}
+        for i, row in enumerate(pairs(*THREE))
+    ]
+    text = report(pd.DataFrame(rows))
+    assert "| attmask_high | 0, 1, 2 | knn 51.00; hidden_attmask_high 40.00 |" in text and "**Reproduced**" in text
+    assert "| attmask-2 | not run | 0 |" in text and "| attmask-1 | inconclusive | 0 |" in text
 
 
 # ---- kept networks ----------------------------------------------------------------------------------------------------

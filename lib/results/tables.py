@@ -130,9 +130,7 @@ def recorded_commands(experiment: str | None = None) -> pd.DataFrame:
     records = read_records(experiment)
     if records.empty:
         return pd.DataFrame(columns=["experiment", "with", "runs", "minutes", "device", "commits"])
-    base = records.command.fillna("python -m lib.train " + records.entry).map(
-        lambda command: " ".join(word for word in command.split() if "=" not in word)
-    )
+    base = records.apply(_base, axis=1)
     rows = []
     for (command, kind, device), group in records.assign(command=base).groupby(["command", "experiment", "device"], sort=False):
         seconds = group.seconds.astype(float).mean()
@@ -151,6 +149,19 @@ def _differing(records: pd.DataFrame) -> str:
     changed = {key for entry, config in zip(entries, configs) for key in _otherwise(entry, config)}
     values = {key: dict.fromkeys(str(config[key]) for config in configs if key in config) for key in keys if key in changed}
     return " ".join(f"{key}={'|'.join(sorted(those))}" for key, those in values.items())
+
+
+def command_of(row: pd.Series) -> str:
+    """The command that repeats a recorded run or measurement, a row of ``lib.results.records.records``."""
+    config = {name.removeprefix("config."): value for name, value in row.items() if name.startswith("config.")}
+    known = {key: value for key, value in config.items() if not (isinstance(value, float) and pd.isna(value))}
+    return f"{_base(row)} {recipes.words(_otherwise(row.entry, known))}".strip()
+
+
+def _base(row: pd.Series) -> str:
+    """The command of a record without keys and values; the first records have none."""
+    command = row.command if isinstance(row.command, str) else f"python -m lib.train {row.entry}"
+    return " ".join(word for word in command.split() if "=" not in word)
 
 
 def _otherwise(name: str, config: dict) -> dict:

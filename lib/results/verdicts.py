@@ -68,11 +68,12 @@ class Arms(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What records say of a statement: their scale, the gaps, one a seed, and why they can't answer it, or nothing."""
+    """What records say of a statement: their scale, the gaps, one a seed, why they can't answer it, or nothing, and the runs."""
 
     scale: str
     gaps: np.ndarray
     reason: str = ""
+    arms: Arms | None = None
 
 
 def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -165,7 +166,7 @@ def _comparisons(records: pd.DataFrame, rule: dict, scale: str) -> list[Finding]
         gaps = pd.concat([_gap(arms, metric) for metric in rule["metrics"]], axis=1).dropna().mean(axis=1)
         if len(gaps):
             reason = _too_few(len(gaps)) or _uninformative(arms, rule) or _same_treatment(arms, rule, records)
-            findings.append(Finding(scale, gaps.to_numpy(), reason))
+            findings.append(Finding(scale, gaps.to_numpy(), reason, arms))
     return findings
 
 
@@ -230,8 +231,14 @@ def _uninformative(arms: Arms, rule: dict) -> str:
 
 
 def _mean(runs: pd.DataFrame, metrics: list[str]) -> float:
-    columns = [f"metrics.{metric}" for metric in metrics]
-    return float(runs[columns].map(_level).mean(axis=None)) if set(columns) <= set(runs) else NOTHING
+    return float(np.mean([mean_of(runs, metric) for metric in metrics]))
+
+
+def mean_of(runs: pd.DataFrame, metric: str) -> float:
+    """A metric's mean over runs, NaN if they do not have it: of a curve over its epochs, but of ``hidden_…`` over their second half."""
+    late = metric.startswith("hidden_") and f"metrics.{metric}_curve" in runs
+    column = f"metrics.{metric}_curve" if late else f"metrics.{metric}"
+    return float(runs[column].map(late_mean if late else _level).mean()) if column in runs else NOTHING
 
 
 def _same_treatment(arms: Arms, rule: dict, records: pd.DataFrame) -> str:
@@ -244,17 +251,11 @@ def _same_treatment(arms: Arms, rule: dict, records: pd.DataFrame) -> str:
     for other in _arms(runs, rule):
         apart = {f"config.{name}" for name in _listed(rule["field"])}
         if all(repr(other.better[c].iloc[0]) == repr(arms.better[c].iloc[0]) for c in settings if c not in apart and c in other.better):
-            first, *rest = [_hidden(side) for side in (other.better, *other.worse)]
+            sides = (other.better, *other.worse)
+            first, *rest = [mean_of(side, f"hidden_{side['config.masking'].iloc[0]}") for side in sides]
             text = " and ".join(f"{share:.1f}%" for share in (first, *rest))
             return "" if first >= MIN_CONTRAST * max(rest) else f"the masks do not hide more of the objects: {text}"
     return "what the masks hide of the objects is not recorded"
-
-
-def _hidden(runs: pd.DataFrame) -> float:
-    """Percent of the objects that the masks of an arm hide, mean over the seeds and over the second half of the epochs."""
-    name = f"metrics.hidden_{runs['config.masking'].iloc[0]}"
-    column = f"{name}_curve" if f"{name}_curve" in runs and isinstance(runs[f"{name}_curve"].iloc[0], list) else name
-    return float(runs[column].map(late_mean).mean()) if column in runs else NOTHING
 
 
 def late_mean(value) -> float:
