@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lib import files, paths
 from lib.engine.seeds import seeded
-from lib.models import Model, network_of
+from lib.models import Model, create_model, network_of
 from lib.results.runs import Run
 from lib.results.titles import POOLINGS, STRATEGIES, TITLES
 
@@ -54,6 +54,45 @@ def load_kept(name: str, device="cpu") -> Model:
     return encoder.to(device).eval()
 
 
+def best_kept() -> str:
+    """The name of the kept network whose attention is best on objects: that of which AttMask-High would hide the most of the objects in held-out
+    photographs over what AttMask-Low would hide, by the check that its own training made at its end.
+
+    Raises:
+        ValueError: no kept network made the check.
+    """
+    contrast = {}
+    for name in kept_names():
+        metrics = json.loads(_metadata(name)["metrics"])
+        if "hidden_attmask_high" in metrics:
+            contrast[name] = metrics["hidden_attmask_high"] / metrics["hidden_attmask_low"]
+    if not contrast:
+        raise ValueError("network: got best, but no kept network was trained with the check hiding; accepts a name")
+    return max(contrast, key=lambda name: contrast[name])
+
+
+def network_to_show(name: str, device="cpu") -> Model:
+    """A network whose attention is to be looked at.
+
+    Args:
+        name: ``best``, as ``best_kept`` finds it; the name of a kept network; or ``timm:NAME``, a pre-trained Vision Transformer of timm, such
+            as DINO's ``timm:vit_small_patch16_224.dino``, whose weights timm downloads.
+        device: where it lies.
+
+    Raises:
+        ValueError: no such network, or weights that could not be downloaded.
+    """
+    kind, _, arch = name.partition(":")
+    if kind != "timm":
+        return load_kept(best_kept() if name == "best" else name, device)
+    try:
+        return create_model(arch, pretrained=True).to(device).eval()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"network: got {name!r}, whose weights could not be downloaded ({error}); accepts best, {', '.join(kept_names())}"
+        ) from error
+
+
 def kept_networks(*methods: str, device="cpu") -> dict[str, Model]:
     """The kept encoders by what they have learned, after one network of each pooling that has learned nothing.
 
@@ -78,6 +117,10 @@ def _file(name: str) -> Path:
     return paths.RECORDS / "checkpoints" / f"{name}.safetensors"
 
 
-def _config(name: str) -> dict:
+def _metadata(name: str) -> dict[str, str]:
     with safe_open(_file(name), "pt") as stream:
-        return json.loads(stream.metadata()["config"])
+        return stream.metadata()
+
+
+def _config(name: str) -> dict:
+    return json.loads(_metadata(name)["config"])

@@ -10,6 +10,7 @@ iBOT (Zhou et al., ICLR 2022), MAE (He et al., CVPR 2022) for the ratio of 75%.
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -116,8 +117,9 @@ def attention_mask(
         raise ValueError(f"attention: got {attention.dtype} of shape {tuple(attention.shape)}, accepts floats of shape [B, N]")
     _check_ratio("ratio", ratio)
     _check_choice("strategy", strategy, ("high", "low", "hint"))
-    counts = torch.full((len(attention),), int(ratio * attention.shape[1]))
-    return _attended(attention, counts, ratio, strategy, hint_pool, hint_ratio, generator)
+    batch, tokens = attention.shape
+    counts, ratios = torch.full((batch,), int(ratio * tokens)), torch.full((batch,), ratio, dtype=torch.float64)
+    return _attended(Request(counts, ratios, (1, tokens), attention, hint_pool, generator), strategy, hint_ratio)
 
 
 def draw_masks(
@@ -177,30 +179,23 @@ def _random(counts: Tensor, tokens: int, generator: torch.Generator | None) -> T
     return _first(scores.argsort(dim=1, stable=True), counts)
 
 
-def _attended(
-    attention: Tensor,
-    counts: Tensor,
-    ratio: float | Tensor,
-    strategy: str,
-    hint_pool: float,
-    hint_ratio: float | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Mask ``counts`` [B] tokens of each row by attention; ``ratio`` is one number or [B]."""
-    _check_ratio("hint_pool", hint_pool, top=True)
+def _attended(request: Request, strategy: str, hint_ratio: float | None = None) -> Tensor:
+    """Mask by attention; ``strategy`` and ``hint_ratio`` as in ``attention_mask``."""
+    attention, counts, generator = request.attention, request.counts, request.generator
+    assert attention is not None  # draw_masks checks it
+    _check_ratio("hint_pool", request.hint_pool, top=True)
     tokens = attention.shape[1]
     order = attention.argsort(dim=1, descending=strategy != "low", stable=True)  # [B, N], the first to mask first
     mask = _first(order, counts)
     if strategy == "hint":
         if hint_ratio is not None:
             _check_ratio("hint_ratio", hint_ratio, top=True)
-        shares = hint_pool * ratio if hint_ratio is None else hint_ratio
-        hints = (torch.as_tensor(shares, dtype=torch.float64, device=counts.device).expand(len(counts)) * tokens).long()
-        pool = counts.clamp(max=int(hint_pool * tokens))  # hints come from tokens that are masked
+        shares = request.hint_pool * request.ratios if hint_ratio is None else torch.full_like(request.ratios, hint_ratio)
+        pool = counts.clamp(max=int(request.hint_pool * tokens))  # hints come from tokens that are masked
         scores = torch.rand(counts.shape[0], tokens, generator=generator, device=_device_of(generator)).to(attention.device)
         outside = torch.arange(tokens, device=attention.device) >= pool.to(attention.device)[:, None]
         positions = scores.masked_fill(outside, 2.0).argsort(dim=1, stable=True)  # positions within the order, those of the pool first
-        mask &= ~_first(order.gather(1, positions), hints.minimum(pool))
+        mask &= ~_first(order.gather(1, positions), (shares * tokens).long().minimum(pool))
     return mask
 
 
@@ -242,23 +237,15 @@ def _uniforms(generator: torch.Generator | None) -> Iterator[float]:
         yield from torch.rand(256, generator=generator, device=_device_of(generator), dtype=torch.float64).tolist()
 
 
-def _attention_strategy(strategy: str) -> Strategy:
-    def sample(request: Request) -> Tensor:
-        assert request.attention is not None  # draw_masks checks it
-        return _attended(request.attention, request.counts, request.ratios, strategy, request.hint_pool, None, request.generator)
-
-    return Strategy(sample, needs_attention=True)
-
-
 _uniform = Strategy(lambda request: _random(request.counts, request.grid[0] * request.grid[1], request.generator))
 
 STRATEGIES: dict[str, Strategy] = {
     "block": Strategy(lambda request: _blocks(request.counts, request.grid, request.generator)),
     "random": _uniform,
     "random75": Strategy(_uniform.sample, ratio=0.75),
-    "attmask_low": _attention_strategy("low"),
-    "attmask_hint": _attention_strategy("hint"),
-    "attmask_high": _attention_strategy("high"),
+    "attmask_low": Strategy(partial(_attended, strategy="low"), needs_attention=True),
+    "attmask_hint": Strategy(partial(_attended, strategy="hint"), needs_attention=True),
+    "attmask_high": Strategy(partial(_attended, strategy="high"), needs_attention=True),
 }
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.data import scenes
+from lib.data import bank, scenes
 from lib.data.fingerprint import fingerprint
-from lib.data.layouts.detection import read_coco
-from lib.data.layouts.masks import read_masked
-from lib.data.loading import read_table
+from lib.data.layouts.objects import read_coco, read_masked
+from lib.data.loading import card, read_table
 from lib.data.reading import read_mask
 from lib.data.segmentation import VOID, AnnotatedDataset, InstanceDataset, Instances, SemanticDataset
 from lib.models import create_model
@@ -495,3 +494,12 @@ def test_gradients_of_every_map_reach_the_whole_network(arch, level):
     assert dict(model.named_parameters())[first].grad.abs().sum() > 0
     assert all(p.grad is not None for p in pyramid.levels[int(level)].parameters())
     assert all(p.grad is None for i in {0, 1, 2, 3} - {int(level)} for p in pyramid.levels[i].parameters())
+
+
+def test_photographs_come_with_the_packages_and_are_all_there():
+    table = read_table("photographs", "validation")
+    assert table.column_names == ["image", "filename"] and len(table) == card("photographs").splits["validation"] == 5
+    sizes = bank("photographs", "validation", 32, progress=False).sizes.tolist()
+    assert sizes == [[512, 512], [300, 451], [400, 600], [427, 640], [600, 512]]
+    with pytest.raises(ValueError, match="split: got 'train', photographs accepts validation"):
+        read_table("photographs", "train")

@@ -21,10 +21,9 @@ from torch import nn
 from twins import twin_figures
 
 from lib.data import load, scenes
-from lib.data.full_resolution import full_images
 from lib.data.layouts import BOXES, IMAGE
 from lib.data.loading import read_table
-from lib.data.reading import Damage, fitted, read_image, read_mask
+from lib.data.reading import Damage, fitted, full_images, read_image, read_mask
 from lib.evaluation.components import label
 from lib.evaluation.discovery import corloc, dino_seg, discover, discovery_accuracy, lost
 from lib.models import create_model

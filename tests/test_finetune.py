@@ -211,9 +211,8 @@ def tiny(store, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(store))
     for module in ("lib.train", "lib.evaluation.finetune"):
         monkeypatch.setattr(f"{module}.bank", lambda name, split, canvas, **_: tiny_bank(split, canvas))
-    for module in ("lib.evaluation.detection", "lib.evaluation.segmentation"):
-        for function in ("read_table", "read_part"):
-            monkeypatch.setattr(f"{module}.{function}", lambda name, split, *_, **__: few(split).slice(0, 4))
+    for function in ("read_table", "read_part"):
+        monkeypatch.setattr(f"lib.data.segmentation.{function}", lambda name, split, *_, **__: few(split).slice(0, 4))
     read = recipes.measurement
     monkeypatch.setattr("lib.recipes.measurement", lambda scale, name: read(scale, name) | SMALL | OWN[name])
 

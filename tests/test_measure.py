@@ -405,8 +405,7 @@ def store(tmp_path_factory):
 
 def read_instead(monkeypatch, function) -> None:
     """What measurements call in place of ``read_table``."""
-    for module in ("frozen", "discovery", "video"):
-        monkeypatch.setattr(f"lib.evaluation.{module}.read_table", function)
+    monkeypatch.setattr("lib.evaluation.frozen.read_table", function)
 
 
 @pytest.fixture

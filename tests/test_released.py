@@ -14,7 +14,7 @@ from timm.models.convnext import checkpoint_filter_fn
 from torch import nn
 
 from lib.models import ProjectionHead, create_model
-from lib.models.released import SOURCES, _timm_names, load_released, load_released_head
+from lib.models.released import SOURCES, _timm_names, load_released
 from lib.pooling import SimPool
 
 EPS = 1e-6
@@ -116,11 +116,10 @@ def twins(kind):
     return network("vit_nano", 1, **options)[1], network("vit_nano", 2, **options, **student)[1]
 
 
-def head_of(seed, dim=128, patches=False):
+def head_of(seed, dim=128):
     torch.manual_seed(seed)
     tensors = ProjectionHead(dim, 24, hidden_dim=20, bottleneck_dim=12).state_dict()
-    second = ProjectionHead(dim, 24, hidden_dim=20, bottleneck_dim=12).state_dict() if patches else tensors
-    return tensors | {f"last_layer2.{name}": second[f"last_layer.{name}"] for name in ("weight_g", "weight_v")}
+    return tensors | {f"last_layer2.{name}": tensors[f"last_layer.{name}"] for name in ("weight_g", "weight_v")}
 
 
 def prefixed(prefix, tensors):
@@ -414,33 +413,6 @@ def test_split_batch_norms_keep_their_main_statistics(save):
     torch.testing.assert_close(model(images), expected, **close)
 
 
-# ---- projection heads ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weights", ["teacher", "student"])
-@torch.no_grad()
-def test_heads(weights, save):
-    content, x = full(*twins("token")), torch.randn(5, 128)
-    for seed, prefix, whose in ((7, "head.", "teacher"), (8, "module.head.", "student")):
-        content[whose] |= prefixed(prefix, head_of(seed, patches=True))
-    path = save(content)
-    tensors = head_of(7 if weights == "teacher" else 8, patches=True)
-    for tokens, last in (("cls", "last_layer"), ("patch", "last_layer2")):
-        head = load_released_head(path, weights=weights, tokens=tokens)
-        y = F.gelu(linear(tensors, "mlp.2", F.gelu(linear(tensors, "mlp.0", x))))
-        y = F.normalize(linear(tensors, "mlp.4", y), dim=-1)
-        direction = F.normalize(tensors[f"{last}.weight_v"], dim=1)
-        torch.testing.assert_close(head(x), y @ (tensors[f"{last}.weight_g"] * direction).T, **close)
-        assert not head.training and not head.last_layer.weight_g.requires_grad
-
-
-def test_a_file_without_a_head(save):
-    with pytest.raises(ValueError, match="^path: .*checkpoint.pth has no projection head .* accepts"):
-        load_released_head(save(twins("token")[0]))
-    with pytest.raises(ValueError, match="^tokens: got 'all', accepts cls, patch"):
-        load_released_head(save(twins("token")[0]), tokens="all")
-
-
 # ---- refusals -----------------------------------------------------------------------------------------------------------
 
 
@@ -468,10 +440,9 @@ def test_pickled_code_is_not_executed(place, raw, tmp_path):
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    for load in (lambda: load_released(path, "vit_nano", source="dino"), lambda: load_released_head(path)):
-        with pytest.raises(ValueError, match="evil.pth .*which was not executed" if not raw else "evil.pth cannot be read"):
-            load()
-        assert not marker.exists()
+    with pytest.raises(ValueError, match="evil.pth .*which was not executed" if not raw else "evil.pth cannot be read"):
+        load_released(path, "vit_nano", source="dino")
+    assert not marker.exists()
     with open(path, "rb") as file:  # and would have been
         pickle.load(file) if raw else torch.load(file, weights_only=False)
     assert marker.exists()

@@ -15,12 +15,12 @@ from torch import nn
 from twins import twin_figures
 
 from lib.data import load
-from lib.data.full_resolution import as_view
 from lib.data.layouts import IMAGE
 from lib.data.pickled import read_plain
 from lib.data.reading import Damage, read_image
 from lib.data.retrieval import RetrievalSet, load_retrieval
 from lib.data.scenes import render
+from lib.data.views import normalise
 from lib.evaluation.retrieval import (
     image_descriptors,
     rank,
@@ -350,7 +350,7 @@ def literal_descriptors(network, pictures, longest, patch_size, scales):
             width, height = (max(patch_size, int(side + 1e-6) // patch_size * patch_size) for side in sides)
             if not views:
                 resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-                views.append(as_view(np.array(resized)))
+                views.append(normalise(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255))
             else:
                 views.append(F.interpolate(views[0], size=(height, width), mode="bilinear", align_corners=False))
         vectors = [network.features(view).cls[0].detach() for view in views]

@@ -22,7 +22,6 @@ from lib.evaluation.video import (
     hard_labels,
     propagate_labels,
     region_similarity,
-    save_masks,
     segment_videos,
 )
 from lib.models import create_model
@@ -521,40 +520,6 @@ def test_other_masks_are_refused(function):
             function(good, bad)
 
 
-# ---- mask files -------------------------------------------------------------------------------------------------------
-
-
-def test_masks_are_saved_as_palette_images(tmp_path):
-    g = torch.Generator().manual_seed(0)
-    predicted = torch.randint(4, (12, 7, 9), generator=g)
-    files = save_masks(predicted, [1, 2, 5], str(tmp_path / "some" / "where"))
-    assert files == [tmp_path / "some" / "where" / f"{t:05d}.png" for t in range(12)]
-    numbers = torch.tensor([0, 1, 2, 5])
-    for file, frame in zip(files, predicted):
-        with Image.open(file) as image:
-            assert image.format == "PNG" and image.mode == "P" and image.size == (9, 7)
-            colours = image.getpalette()
-            assert [tuple(colours[3 * i : 3 * i + 3]) for i in range(4)] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
-            assert colours[: 3 * 6] == literal_palette()[: 3 * 6] and literal_palette()[: len(colours)] == colours
-            assert np.array_equal(np.asarray(image), numbers[frame].numpy())
-            red = np.asarray(image.convert("RGB"))[frame.numpy() == 3]
-            assert len(red) and (red == literal_palette()[15:18]).all()
-        assert torch.equal(read_mask({"bytes": None, "path": str(file)}), numbers[frame])
-
-
-def test_the_number_of_a_single_object_stays(tmp_path):
-    predicted = torch.randint(2, (2, 5, 6), generator=torch.Generator().manual_seed(0))
-    for file, frame in zip(save_masks(predicted, [255], tmp_path), predicted):
-        assert torch.equal(read_mask({"bytes": None, "path": str(file)}), 255 * frame)
-        with Image.open(file) as image:
-            assert set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist())) == {(0, 0, 0), (224, 224, 192)}
-
-
-def test_masks_without_objects_are_background(tmp_path):
-    (file,) = save_masks(torch.zeros(1, 3, 4, dtype=torch.int64), [], tmp_path)
-    assert not read_mask({"bytes": None, "path": str(file)}).any()
-
-
 # ---- DAVIS' layout ----------------------------------------------------------------------------------------------------
 
 
@@ -803,13 +768,6 @@ def test_frames_of_videos_may_stand_among_each_other(tmp_path):
     assert list(found) == ["b", "a"] and all(torch.equal(found[sequence], there[sequence]) for sequence in "ab")
 
 
-def test_predictions_can_be_saved_and_read(tmp_path):
-    for sequence, objects, predicted, _ in segment_videos(network(), two_videos(tmp_path, frames=3), **VIEW):
-        files = save_masks(predicted, objects, tmp_path / "out" / sequence)
-        read = torch.stack([read_mask({"bytes": None, "path": str(file)}) for file in files])
-        assert torch.equal(read, torch.tensor([0, *objects])[predicted]) and torch.equal(read[0], masks_of(tmp_path, sequence)[0])
-
-
 @pytest.mark.parametrize("part, suffix", [("JPEGImages", "jpg"), ("Annotations", "png")])
 @pytest.mark.parametrize("how", ["missing", "cut", "empty"])
 def test_missing_and_damaged_files_are_named(part, suffix, how, tmp_path):
@@ -819,7 +777,7 @@ def test_missing_and_damaged_files_are_named(part, suffix, how, tmp_path):
     file.unlink()
     if how != "missing":
         file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} \(row 1\): ") as raised:
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} \(row 4\): ") as raised:
         twin_figures("video", model, model, table, **VIEW)
     assert "left out" not in str(raised.value)
 

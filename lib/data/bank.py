@@ -46,18 +46,14 @@ class Bank(Dataset):
 
 
 class Stream(Dataset):
-    """A split that is decoded while it is used: the same batches as those of ``Bank``, but only a few of them are in memory at a time.
-
-    Args:
-        table: encoded images, see ``lib.data.layouts``.
-        size: pixels a side of the canvas.
-        device: where batches go.
-        workers: decoding threads; None is the number of processors.
+    """A split, as a table of encoded images, that is decoded while it is used: the same batches as those of ``Bank``, but only a few of them
+    are in memory at a time. Arguments as of ``bank``.
     """
 
-    def __init__(self, table: pa.Table, size: int, device: str | torch.device = "cpu", *, workers: int | None = None):
-        self.table, self.size, self.device, self.workers = table, size, device, workers
-        self.labels = torch.tensor(loading.labels_of(table), device=device)
+    def __init__(self, table: pa.Table, size: int, device: str | torch.device = "cpu"):
+        self.table, self.size, self.device = table, size, device
+        labels = table["label"].to_pylist() if "label" in table.column_names else [-1] * len(table)  # -1 for images without a class
+        self.labels = torch.tensor(labels, device=device)
         self.fingerprint = fingerprint(table)
 
     def __len__(self) -> int:
@@ -66,7 +62,7 @@ class Stream(Dataset):
     def batches(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         to_decode, to_label = tee(indices)
         groups = (rows.tolist() for rows in to_decode)
-        decoded = read_ahead(lambda row: read_canvas(encoded(self.table, row), self.size), groups, ahead=AHEAD, workers=self.workers)
+        decoded = read_ahead(lambda row: read_canvas(encoded(self.table, row), self.size), groups, ahead=AHEAD)
         for pictures, rows in zip(decoded, to_label):
             images, sizes = zip(*pictures)
             batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(self.device, non_blocking=True)
@@ -81,20 +77,15 @@ def bank(
     fraction: float = 1.0,
     root: str | Path | None = None,
     device: str | torch.device = "cpu",
-    cache: str | Path | None = None,
     max_bytes: int = LARGEST,
     progress: bool = True,
 ) -> Bank | Stream:
-    """A split of a card as a ``Bank``, or as a ``Stream`` when the bank would take more than ``max_bytes``.
+    """A split of a card as a ``Bank``, which is kept decoded in the run store, or as a ``Stream`` when that would take more than ``max_bytes``.
 
     Args:
-        name: a card in ``data_cards/``.
-        split: a split of it.
+        name, split, fraction, root: see ``lib.data.loading.read_part``.
         size: pixels a side of the canvas.
-        fraction, root: see ``lib.data.loading.read_part``.
         device: where the tensors lie.
-        cache: folder for decoded banks; None is ``banks/`` in the run store.
-        max_bytes: largest bank.
         progress: show a bar while decoding.
 
     Raises:
@@ -104,8 +95,7 @@ def bank(
     if len(table) * 3 * size * size > max_bytes:
         return Stream(table, size, device)
     content = fingerprint(table)
-    folder = Path(cache) if cache is not None else paths.runs_folder() / "banks"
-    file = folder / f"{name}-{split}-{size}-{content}.safetensors"
+    file = paths.runs_folder() / "banks" / f"{name}-{split}-{size}-{content}.safetensors"
     if file.is_file():
         try:
             tensors = load_file(file)
@@ -119,14 +109,10 @@ def bank(
 
 
 def _decode_all(table: pa.Table, size: int, title: str | None) -> dict[str, Tensor]:
+    stream, groups = Stream(table, size), torch.arange(len(table)).split(CHUNK)
     images, sizes = torch.empty(len(table), 3, size, size, dtype=torch.uint8), torch.empty(len(table), 2, dtype=torch.int32)
-    groups = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
-    row = 0
     with tqdm(total=len(table), desc=title, disable=title is None, mininterval=2, unit="image") as bar:
-        for pictures in read_ahead(lambda row: read_canvas(encoded(table, row), size), groups, ahead=1):
-            for pixels, original in pictures:
-                images[row] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-                sizes[row] = torch.tensor(original)
-                row += 1
-            bar.update(len(pictures))
-    return {"images": images, "sizes": sizes, "labels": torch.tensor(loading.labels_of(table))}
+        for rows, (pixels, originals, _) in zip(groups, stream.batches(groups)):
+            images[rows], sizes[rows] = pixels, originals.int()
+            bar.update(len(rows))
+    return {"images": images, "sizes": sizes, "labels": stream.labels}

@@ -1,5 +1,6 @@
 """Datasets by the name of their card in ``data_cards/``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,10 +11,13 @@ import yaml
 from torch import Tensor
 
 from lib import paths
-from lib.data import layouts, scenes
+from lib.data import layouts, photographs, scenes
 
 if TYPE_CHECKING:
     import datasets
+
+
+EMBEDDED: dict[str, Callable[[str, int], pa.Table]] = {"scenes": scenes.table, "photographs": photographs.table}  # come with the project
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,10 @@ def card_names() -> list[str]:
 
 
 def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.Dataset":
-    """A split as a ``datasets.Dataset``.
+    """A split that a card in ``data_cards/`` lists, as a ``datasets.Dataset``: ``image`` and ``filename`` and, where the dataset has them,
+    ``label``, ``boxes``, ``mask`` and ``sequence``. Images and masks are decoded on access.
 
-    Args:
-        name: a card in ``data_cards/``.
-        split: a split that the card lists.
-        root: parent of the dataset's local folder; None looks in ``$COMPANION_DATA`` and then on the Hub. ``scenes`` needs nothing.
-
-    Returns:
-        ``image`` and ``filename`` and, where the dataset has them, ``label``, ``boxes``, ``mask`` and ``sequence``. Images and masks are
-        decoded on access.
+    ``root`` is the parent of the dataset's local folder; None looks in ``$COMPANION_DATA`` and then on the Hub. ``scenes`` and ``photographs`` need nothing.
 
     Raises:
         ValueError: an unknown name or split, a root without the dataset, or a damaged file, which is named.
@@ -98,8 +96,8 @@ def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.T
     the_card = card(name)
     if split not in the_card.splits:
         raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(the_card.splits)}")
-    if name == "scenes":
-        return scenes.table(split, the_card.splits[split])
+    if name in EMBEDDED:
+        return EMBEDDED[name](split, the_card.splits[split])
     folder = find_folder(name, root)
     if folder is not None:
         for layout in the_card.layout:
@@ -116,17 +114,13 @@ def read_part(name: str, split: str, fraction: float, *, root: str | Path | None
     The part is the first ``int(fraction * images_per_class)`` images of every class in sorted order, where ``images_per_class`` is that of
     the full dataset (AttMask: 20% of ImageNet-1k is the first 260 of each class). In datasets without it, the part is the first images of all.
 
-    Args:
-        name, split, root: as in ``read_table``.
-        fraction: of the full dataset, in (0, 1].
-
     Raises:
-        ValueError: as in ``read_table``, or a fraction that is out of range, empty, or more than the local folder holds.
+        ValueError: as in ``read_table``, or a fraction that is not in (0, 1], holds no image, or is more than the local folder holds.
     """
     the_card = card(name)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: got {fraction!r}, accepts a number in (0, 1]")
-    folder = find_folder(name, root) if split in the_card.splits and name != "scenes" else None
+    folder = find_folder(name, root) if split in the_card.splits and name not in EMBEDDED else None
     if split == "train" and folder is not None and fraction > the_card.folders[folder.name] + 1e-9:
         raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {the_card.folders[folder.name]}, the part that it holds")
     table = read_table(name, split, root=root)
@@ -149,11 +143,6 @@ def check_num_classes(num_classes: int | None, name: str, labels: Tensor) -> int
     if num_classes not in (None, classes):
         raise ValueError(f"num_classes: got {num_classes}, {name} accepts {classes}")
     return classes
-
-
-def labels_of(table: pa.Table) -> list[int]:
-    """The label of each row; -1 for images without a class."""
-    return table["label"].to_pylist() if "label" in table.column_names else [-1] * len(table)
 
 
 def find_folder(name: str, root: str | Path | None = None) -> Path | None:
@@ -181,8 +170,6 @@ def _from_hub(the_card: Card, split: str) -> pa.Table:
     try:
         dataset = datasets.load_dataset(the_card.hub, split=the_card.hub_splits.get(split, split), **the_card.hub_options)
     except Exception as error:
-        raise ValueError(
-            f"{the_card.name}: not under $COMPANION_DATA (folders {', '.join(the_card.folders)}), and the Hub's "
-            f"{the_card.hub} cannot be read ({type(error).__name__}: {error})"
-        ) from error
+        local, cause = f"not under $COMPANION_DATA (folders {', '.join(the_card.folders)})", f"{type(error).__name__}: {error}"
+        raise ValueError(f"{the_card.name}: {local}, and the Hub's {the_card.hub} cannot be read ({cause})") from error
     return layouts.with_our_columns(dataset.with_format("arrow")[:], the_card.columns, the_card.hub)  # images stay encoded

@@ -12,10 +12,6 @@ ARRAY, SCALAR, BUFFER = (reduced[0] for reduced in _REDUCED)
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
 
-class Foreign(ValueError):
-    """A pickle refers to something that is not plain data."""
-
-
 def read_plain(file: Path) -> Any:
     """The content of a pickle that holds Python's containers, numbers and strings, and numpy's arrays, types and scalars.
 
@@ -25,17 +21,14 @@ def read_plain(file: Path) -> Any:
     """
     try:
         with open(file, "rb") as stream:
-            return _Plain(stream, file).load()
-    except Foreign:
-        raise
+            return _Plain(stream).load()
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{file}: missing, damaged or not a pickle ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{file}: {error} ({type(error).__name__}); missing, damaged or not a pickle of plain data") from error
 
 
 class _Plain(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, file: Path):
+    def __init__(self, stream: BinaryIO):
         super().__init__(stream, encoding="latin1")  # Python 2 wrote strings and the bytes of arrays alike
-        self.file = file
 
         def encode(text: str, encoding: str) -> bytes:
             if encoding != "latin1":
@@ -52,5 +45,5 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.accepted:
-            raise Foreign(f"{self.file}: refers to {module}.{name}, accepts plain data and numpy's arrays alone")
+            raise ValueError(f"refers to {module}.{name}, accepts plain data and numpy's arrays alone")
         return self.accepted[module, name]

@@ -8,10 +8,10 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from lib.data.views import normalise
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,11 +82,7 @@ def read_image(picture: dict, box: list[float] | None = None) -> Image.Image:
 
 
 def read_mask(picture: dict, size: tuple[int, int] | None = None) -> Tensor:
-    """A mask image as Long[H, W]: the indices of a palette image, the values of others.
-
-    Args:
-        picture: the encoded mask.
-        size: (height, width) of its image; None does not compare.
+    """A mask image as Long[H, W]: the indices of a palette image, the values of others. ``size`` is (height, width) of its image.
 
     Raises:
         ValueError: a file that is missing or damaged, has colours, or is not of its image's size; the file is named.
@@ -149,17 +147,13 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
-def read_ahead(read: Callable[[T], R], groups: Iterable[Iterable[T]], *, ahead: int, workers: int | None = None) -> Iterator[list[R]]:
+def read_ahead(read: Callable[[T], R], groups: Iterable[Iterable[T]], *, ahead: int) -> Iterator[list[R]]:
     """``[read(item) for item in group]`` for each group, computed in advance by threads.
 
-    Args:
-        read: the work of the threads. Each uses one thread of torch: with torch's default, each would start a team of its own, and a training
-            at the same time would be three times as slow.
-        groups: groups of items.
-        ahead: groups in advance.
-        workers: threads; None is the number of processors.
+    ``ahead`` groups are read in advance. Each thread uses one thread of torch: with torch's default, each would start a team of its own, and
+    a training at the same time would be three times as slow.
     """
-    with ThreadPoolExecutor(workers or processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[list[Future[R]]] = deque()
         for group in groups:
             waiting.append([pool.submit(read, item) for item in group])
@@ -169,8 +163,8 @@ def read_ahead(read: Callable[[T], R], groups: Iterable[Iterable[T]], *, ahead: 
             yield [future.result() for future in waiting.popleft()]
 
 
-def read_intact(read: Callable[[int], R], count: int, title: str | None = None) -> Iterator[tuple[int, R]]:
-    """(row, ``read(row)``) for each of ``count`` rows, with a progress bar if there is a title.
+def read_intact(read: Callable[[int], R], rows: Sequence[int], title: str | None = None) -> Iterator[tuple[int, R]]:
+    """(row, ``read(row)``) for each row, with a progress bar if there is a title.
 
     Rows for which ``read`` raises ``ValueError`` are left out; a ``Damage`` warning gives the reason.
     """
@@ -181,8 +175,8 @@ def read_intact(read: Callable[[int], R], count: int, title: str | None = None) 
         except ValueError as error:
             return error
 
-    results = read_ahead(attempt, ([row] for row in range(count)), ahead=AHEAD)
-    for row, [result] in enumerate(tqdm(results, title, count, disable=title is None, mininterval=2, unit="image")):
+    results = read_ahead(attempt, ([row] for row in rows), ahead=AHEAD)
+    for [result], row in zip(tqdm(results, title, len(rows), disable=title is None, mininterval=2, unit="image"), rows):
         if isinstance(result, ValueError):
             warnings.warn(f"{result}; left out", Damage, stacklevel=2)
         else:
@@ -190,9 +184,8 @@ def read_intact(read: Callable[[int], R], count: int, title: str | None = None) 
 
 
 def intact(table: pa.Table, *, progress: bool = False) -> pa.Table:
-    """The rows of a table whose image, and mask if there are masks, can be read; a ``Damage`` warning names each of the others.
-
-    Called before a long evaluation, so that a damaged file neither ends it nor goes unnoticed. ``progress`` shows a bar.
+    """The rows of a table whose image, and mask if there are masks, can be read; a ``Damage`` warning names each of the others. Called
+    before a long evaluation, so that a damaged file neither ends it nor goes unnoticed.
 
     Raises:
         ValueError: no row is left.
@@ -204,7 +197,34 @@ def intact(table: pa.Table, *, progress: bool = False) -> pa.Table:
             with opened(encoded(table, row, column), side=CHECKED):
                 pass
 
-    rows = [row for row, _ in read_intact(check, len(table), "checking images" if progress else None)]
+    rows = [row for row, _ in read_intact(check, range(len(table)), "checking images" if progress else None)]
     if not rows:
         raise ValueError(f"table: got {len(table)} images, none of which could be read, accepts at least one")
     return table if len(rows) == len(table) else table.take(pa.array(rows, pa.int64()))
+
+
+class FullImage(NamedTuple):
+    """The input of a network: its row in the table, the normalised view Float[1, 3, h, w], and (height, width) of the original or its box."""
+
+    row: int
+    view: Tensor
+    size: tuple[int, int]
+
+
+def full_images(
+    table: pa.Table, *, rows: Sequence[int] | None = None, device: str | torch.device = "cpu", title: str | None = None, **sides: Any
+) -> Iterator[FullImage]:
+    """Images one at a time at their own aspect ratio, resized (bicubic) to whole patches.
+
+    A column ``box`` of the table restricts each image to that part. ``rows`` are those of the images to read, None reads all; ``sides`` are
+    ``shortest`` or ``longest``, and ``multiple``, see ``fitted``; a title shows a progress bar. A ``Damage`` warning names each image that
+    is missing or damaged and left out.
+    """
+    fitted((1, 1), **sides)  # so that a wrong argument does not look like a damaged image
+    boxes = table["box"].to_pylist() if "box" in table.column_names else [None] * len(table)
+
+    def read(row: int) -> tuple[np.ndarray, tuple[int, int]]:
+        return read_fitted(encoded(table, row), boxes[row], **sides)
+
+    for row, (pixels, size) in read_intact(read, range(len(table)) if rows is None else rows, title):
+        yield FullImage(row, normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255).to(device), size)

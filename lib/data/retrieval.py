@@ -10,13 +10,11 @@ from lib.data.loading import card, card_names, read_table
 
 
 class RetrievalSet(NamedTuple):
-    """database: images; queries: images, with ``box`` (x0, y0, x1, y1 in pixels) where only that part is the query; ground_truth: for each
-    query ``{"easy", "hard", "junk"}``, each a list of rows of the database.
-    """
+    """What ``load_retrieval`` returns."""
 
     database: pa.Table
-    queries: pa.Table
-    ground_truth: list[dict[str, list[int]]]
+    queries: pa.Table  # with ``box`` (x0, y0, x1, y1 in pixels) where only that part of the image is the query
+    ground_truth: list[dict[str, list[int]]]  # for each query ``{"easy", "hard", "junk"}``, each a list of rows of the database
 
 
 def load_retrieval(name: str, *, root: str | Path | None = None) -> RetrievalSet:

@@ -182,19 +182,14 @@ class _Draw:
 
 
 def _render(
-    index: np.ndarray,
-    background_index: np.ndarray,
-    seed: int,
-    size: int,
-    correlation: float,
-    objects: int,
-    instances: bool,
-    time: float,
+    index: np.ndarray, background_index: np.ndarray, seed: int, size: int, correlation: float, objects: int, instances: bool, time: float
 ) -> Scenes:
     axis = (torch.arange(size).float() + 0.5) / size * 2 - 1  # [-1, 1] over the frame
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     labels = [_classes(seed, index, k, instances) for k in range(objects)]
-    backgrounds = _background_class(seed, background_index, correlation, instances)
+    draw = _Draw(seed, background_index, 900)
+    own = draw().flatten() < correlation
+    backgrounds = torch.where(own, _classes(seed, background_index, 0, instances), draw.choice(len(CLASSES)).flatten())
     image = _background(_Draw(seed, background_index, 1000), backgrounds, x, y)
     masks: list[Tensor] = []
     for k in reversed(range(objects)):  # the last object is painted first, and the main one on top of all
@@ -216,12 +211,6 @@ def _render(
 
 def _classes(seed: int, index: np.ndarray, k: int, instances: bool) -> Tensor:
     return _Draw(seed, index // 2 if instances else index, 10_000 * (k + 1)).choice(len(CLASSES)).flatten()
-
-
-def _background_class(seed: int, index: np.ndarray, correlation: float, instances: bool) -> Tensor:
-    draw = _Draw(seed, index, 900)
-    own = draw().flatten() < correlation
-    return torch.where(own, _classes(seed, index, 0, instances), draw.choice(len(CLASSES)).flatten())
 
 
 def _background(draw: _Draw, classes: Tensor, x: Tensor, y: Tensor) -> Tensor:

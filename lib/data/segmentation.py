@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lib.data.dataset import Dataset
 from lib.data.fingerprint import fingerprint
+from lib.data.loading import read_part, read_table
 from lib.data.reading import encoded, fitted, name_of, read_ahead, read_fitted, read_intact, read_mask
 
 AHEAD = 2  # batches read in advance
@@ -26,12 +28,8 @@ class Instances(NamedTuple):
 
 
 class AnnotatedDataset(Dataset):
-    """Images that keep their aspect ratio, so that a batch is a list, and their targets.
-
-    Args:
-        table: see ``lib.data.layouts``.
-        device: where images and targets go.
-        sides: ``longest`` or ``shortest``, pixels of that side; the other one follows.
+    """Images of a table that keep their aspect ratio, so that a batch is a list, and their targets, on a device. ``sides`` are ``longest`` or
+    ``shortest``, pixels of that side; the other one follows.
     """
 
     columns: tuple[tuple[str, ...], ...] = ()  # the table has one column of each
@@ -43,6 +41,13 @@ class AnnotatedDataset(Dataset):
         fitted((1, 1), **sides)  # raises the error of a wrong argument here
         self.table, self.device, self.sides = table, device, sides
         self.fingerprint = fingerprint(table)
+
+    @classmethod
+    def splits(cls, name: str, fraction: float, *, root: str | Path | None = None, **options: Any) -> tuple[Self, Self]:
+        """A fraction of the training split of a card, and its validation split; of ``scenes``, the splits with several objects."""
+        several = "several_" if name == "scenes" else ""
+        part, whole = read_part(name, f"{several}train", fraction, root=root), read_table(name, f"{several}validation", root=root)
+        return cls(part, **options), cls(whole, **options)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -60,7 +65,7 @@ class AnnotatedDataset(Dataset):
 
     def intact(self, title: str | None = None) -> Iterator[tuple[Tensor, tuple[int, int], Any]]:
         """``read`` of every image that can be read; a ``Damage`` warning names each of the others. A title shows a progress bar."""
-        return (picture for _, picture in read_intact(self.read, len(self), title))
+        return (picture for _, picture in read_intact(self.read, range(len(self)), title))
 
     @abstractmethod
     def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Any:
@@ -75,26 +80,24 @@ class InstanceDataset(AnnotatedDataset):
     def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
         boxes = torch.tensor(self.table["boxes"][row].as_py(), dtype=torch.float32).view(-1, 4)
         if "polygons" in self.table.column_names:
-            outlines = self.table["polygons"][row].as_py()
-            masks = torch.stack([_filled(outline, size) for outline in outlines]) if len(boxes) else torch.zeros(0, *size)
+            objects = [_filled(outline, size) for outline in self.table["polygons"][row].as_py()]
         else:
-            masks = read_mask(encoded(self.table, row, "mask"), size) == torch.arange(1, len(boxes) + 1).view(-1, 1, 1)
+            numbers = read_mask(encoded(self.table, row, "mask"), size)
+            objects = [numbers == number for number in range(1, len(boxes) + 1)]
+        masks = torch.zeros(0, *input_size)
+        if objects:
+            masks = F.interpolate(torch.stack(objects)[None].float(), input_size, mode="nearest-exact")[0]
         scale = boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]]).repeat(2)
         classes = torch.tensor(self.table["classes"][row].as_py(), dtype=torch.int64)
-        parts = boxes * scale, classes, _resized(masks, input_size).bool()
+        parts = boxes * scale, classes, masks.bool()
         return Instances(*(part.to(self.device) for part in parts))
 
 
 class SemanticDataset(AnnotatedDataset):
     """Images with the class of every pixel, Long[h, w] at the original's size; ``VOID`` marks pixels that do not count.
 
-    The values of the column ``mask`` are classes; those above ``void`` are lowered by one. In tables with ``classes``, the values are the
-    numbers of objects instead, and class 0 is the background.
-
-    Args:
-        table, device, sides: as in ``AnnotatedDataset``.
-        void: the value of pixels that do not count; -1 is none.
-        num_classes: the number of classes.
+    The values of the column ``mask`` are classes; those above ``void``, the value of pixels that do not count (-1 is none), are lowered by
+    one. In tables with ``classes``, the values are the numbers of objects instead, and class 0 is the background.
     """
 
     columns = (("mask",),)
@@ -115,13 +118,6 @@ class SemanticDataset(AnnotatedDataset):
             besides = "" if void < 0 else f" besides {void}, void"
             raise ValueError(f"{name_of(picture)}: holds the class {int(invalid[0])}, accepts {self.num_classes} classes{besides}")
         return torch.where(values == void, VOID, labels).to(self.device)
-
-
-def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """[n, H, W] -> [n, h, w], nearest."""
-    if tuple(masks.shape[1:]) == size or not len(masks):
-        return masks if len(masks) else masks.new_zeros(0, *size)
-    return F.interpolate(masks[None].float(), size, mode="nearest-exact")[0]
 
 
 def _filled(polygons: list[list[float]], size: tuple[int, int]) -> Tensor:

@@ -79,16 +79,8 @@ def make_views(
 
 
 def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor | None = None) -> Tensor:
-    """The view for evaluation: resize the shorter side to ``size / crop`` (256 for 224), then cut out the centre.
-
-    Args:
-        images: uint8[B, 3, S, S].
-        size: pixels a side of the result.
-        crop: side of the cut over the resized shorter side.
-        sizes: as in ``make_views``.
-
-    Returns:
-        Float32[B, 3, size, size], normalised.
+    """The view for evaluation, Float32[B, 3, size, size], normalised: resize the shorter side of images uint8[B, 3, S, S] to ``size / crop``
+    (256 for 224), then cut out the centre. ``sizes`` as in ``make_views``.
     """
     check_images(images)
     canvas = images.shape[-1]
@@ -102,14 +94,12 @@ def center_view(images: Tensor, size: int, *, crop: float = 0.875, sizes: Tensor
 
 def normalise(x: Tensor) -> Tensor:
     """Float[..., 3, h, w] in [0, 1], less ``MEAN`` and over ``STD``."""
-    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(3, 1, 1) for v in (MEAN, STD))
-    return ((x - mean) / std).contiguous()
+    return ((x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)).contiguous()
 
 
 def denormalise(x: Tensor) -> Tensor:
     """Back to [0, 1], for showing."""
-    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(3, 1, 1) for v in (MEAN, STD))
-    return (x * std + mean).clamp(0, 1)
+    return (x * x.new_tensor(STD).view(3, 1, 1) + x.new_tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
 
 
 def check_images(images: Tensor) -> None:

@@ -26,9 +26,3 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu") -> dict:
         return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"{file}: damaged checkpoint ({type(error).__name__}: {error}); delete it to start this run anew") from error
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Delete the partial files of a process that was killed while it wrote."""
-    for partial in folder.glob(f"{CHECKPOINT}.*.partial"):
-        partial.unlink(missing_ok=True)

@@ -23,12 +23,8 @@ def read_log(folder: str | Path) -> list[dict]:
 
 
 class Log:
-    """Writes lines of figures.
-
-    Args:
-        folder: of the log.
-        step: the step from which the training continues; later lines are dropped.
-        enabled: False writes nothing, in all processes but the first.
+    """Writes lines of figures to the log in a folder; its lines after ``step``, from which the training continues, are dropped. Without
+    ``enabled``, as in all processes but the first, nothing is written.
     """
 
     def __init__(self, folder: Path, step: int, *, enabled: bool):

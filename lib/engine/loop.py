@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.data.dataset import Dataset
-from lib.engine.checkpoint import CHECKPOINT, load_checkpoint, remove_partial_files, save_checkpoint
+from lib.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from lib.engine.log import Log
 from lib.engine.processes import Processes, wait_for_all
 from lib.engine.seeds import epoch_order, seed_step
@@ -39,12 +39,9 @@ def train(
     evaluation_epochs: int = 0,
     progress: bool = True,
 ) -> bool:
-    """Train ``learner`` on ``dataset`` with log and checkpoints in ``folder``; a training with a checkpoint there is resumed.
+    """Train ``learner`` on ``dataset``; a training with a checkpoint in ``folder`` is resumed.
 
     Args:
-        learner: on its device.
-        dataset: the training images.
-        config: the recipe.
         folder: where ``log.jsonl``, ``checkpoint.pt`` and TensorBoard's files go.
         seed: of the order of the images and of all randomness in a step.
         budget: seconds after which to stop with a checkpoint; None never stops.
@@ -117,22 +114,20 @@ class _Loop:
         self.optimizer = learner.make_optimizer()
         self.step, self.seconds = 0, 0.0  # completed steps; seconds of earlier calls
         self.sums: dict[str, Tensor] = {}
-        self._resume()
+        if (folder / CHECKPOINT).is_file():
+            state = load_checkpoint(folder, self.device)
+            learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.sums = state["step"], state["seconds"], state["averages"]
         if config.compile:
             learner.compile_blocks()
         if self.processes.main:
-            remove_partial_files(folder)
+            for partial in folder.glob(f"{CHECKPOINT}.*.partial"):  # of a process that was killed while it wrote
+                partial.unlink(missing_ok=True)
         self.log = Log(folder, self.step, enabled=self.processes.main)
         self.parameters = [p for p in learner.parameters() if p.requires_grad]
         self.healthy = torch.ones((), device=self.device)  # NaN or infinite as soon as a loss was
         self._start_clock()
-
-    def _resume(self) -> None:
-        if (self.folder / CHECKPOINT).is_file():
-            state = load_checkpoint(self.folder, self.device)
-            self.learner.load_state_dict(state["learner"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.sums = state["step"], state["seconds"], state["averages"]
 
     def _start_clock(self) -> None:
         """Start the measurement of the speed that is logged."""

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 
 
 class Processes:
-    """A learner in one process or in several; several use accelerate, which is imported only then.
-
-    Args:
-        learner: the trained learner; the attribute ``learner`` is called in its place.
-        batch_size: images a step over all processes, a multiple of their number.
+    """A learner in one process or in several; several use accelerate, which is imported only then. The attribute ``learner`` is called in
+    place of the learner; ``batch_size``, over all processes, is a multiple of their number.
     """
 
     def __init__(self, learner: nn.Module, batch_size: int):

@@ -3,10 +3,11 @@
 Source: Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recognition", ICLR 2021, section 2 and appendix A.
 """
 
+import math
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from lib.data.bank import Bank, Stream
 from lib.data.dataset import Dataset
 from lib.data.reading import encoded, read_mask
-from lib.data.views import center_view
+from lib.data.views import center_view, check_images
 from lib.evaluation.base import DEFAULT, Context, Inputs
-from lib.evaluation.frozen import ViewEvaluation
+from lib.evaluation.frozen import ProbeEvaluation
 from lib.evaluation.linear import LinearSettings, probed
 from lib.models import Model
 
@@ -82,12 +83,10 @@ def background_variants(
         masks: Bool[n, S, S], True on the object.
         boxes: Float[n, 4], around the object, x1 and y1 exclusive.
         labels: Long[n] in [0, num_classes).
-        num_classes: C.
         generator: of the draws of backgrounds, on the CPU.
     """
+    check_images(images)
     n, size = len(images), images.shape[-1]
-    if images.dtype != torch.uint8 or images.shape != (n, 3, size, size) or not n:
-        raise ValueError(f"images: got {images.dtype} of shape {tuple(images.shape)}, accepts uint8[n, 3, S, S] with n >= 1")
     if masks.dtype != torch.bool or masks.shape != (n, size, size):
         raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts Bool{[n, size, size]}")
     if boxes.shape != (n, 4):
@@ -116,34 +115,23 @@ def background_variants(
 
 def tile_over(image: Tensor, box: Tensor) -> Tensor:
     """An image uint8[3, S, S] with a box [4] covered by tiles of the largest rectangle of background beside it; black if there is none."""
-    size = image.shape[-1]
+    size, covered = image.shape[-1], image.clone()
     x0, y0 = (max(0, int(v)) for v in box[:2])
-    x1, y1 = (min(size, int(-(-v // 1))) for v in box[2:].tolist())
-    if x1 <= x0 or y1 <= y0:
-        return image.clone()
-    sides = [image[:, :, :x0], image[:, :, x1:], image[:, :y0], image[:, y1:]]
-    tile = max(sides, key=lambda side: side.shape[1] * side.shape[2])
-    covered = image.clone()
+    x1, y1 = (min(size, math.ceil(v)) for v in box[2:].tolist())
     height, width = y1 - y0, x1 - x0
-    if not tile.numel():
-        covered[:, y0:y1, x0:x1] = 0
-        return covered
-    down, right = -(-height // tile.shape[1]), -(-width // tile.shape[2])
-    covered[:, y0:y1, x0:x1] = tile.repeat(1, down, right)[:, :height, :width]
+    if height > 0 and width > 0:
+        sides = [image[:, :, :x0], image[:, :, x1:], image[:, :y0], image[:, y1:]]
+        tile = max(sides, key=lambda side: side.shape[1] * side.shape[2])
+        if tile.numel():
+            tile = tile.repeat(1, math.ceil(height / tile.shape[1]), math.ceil(width / tile.shape[2]))[:, :height, :width]
+        covered[:, y0:y1, x0:x1] = tile if tile.numel() else 0
     return covered
 
 
 def grabcut_masks(images: Tensor, boxes: Tensor, *, iterations: int = 5) -> Tensor:
-    """The objects in boxes by GrabCut, the method with which ImageNet-9 was made.
-
-    Args:
-        images: uint8[n, 3, S, S].
-        boxes: Float[n, 4], x1 and y1 exclusive.
-        iterations: of GrabCut.
-
-    Returns:
-        Bool[n, S, S] on the device of the images. The mask is the box if GrabCut finds nothing, or if the box covers the whole image,
-        because GrabCut needs background.
+    """The objects in boxes by GrabCut, the method with which ImageNet-9 was made: images uint8[n, 3, S, S] and boxes Float[n, 4], x1 and y1
+    exclusive -> Bool[n, S, S]. The mask is the box if GrabCut finds nothing, or if the box covers the whole image, because GrabCut needs
+    background.
     """
     import cv2
 
@@ -184,7 +172,11 @@ def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor,
                 continue
             box = torch.tensor(annotated[i], device=image.device) * source.size / torch.tensor([[width, height] * 2], device=image.device)
             if 0 < (box[0, 2:] - box[0, :2]).prod() <= most * source.size**2:
-                mask = _mask(source, i).to(image.device) if masked else grabcut_masks(image[None], box)
+                if masked:  # of the original's size, resized to the canvas
+                    mask = (read_mask(encoded(source.table, i, "mask")) > 0).float()
+                    mask = F.interpolate(mask[None, None], (source.size, source.size), mode="nearest-exact")[0].to(image.device) > 0
+                else:
+                    mask = grabcut_masks(image[None], box)
                 objects.append((image[None], mask, box, label[None]))
     if not objects:
         raise ValueError(f"source: got {len(source)} images, none with a single box of at most {most:.0%} of it, accepts at least one")
@@ -192,12 +184,7 @@ def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor,
     return images, masks, boxes, labels
 
 
-def _mask(source: Stream, row: int) -> Tensor:
-    """The objects in the mask of a row, on the canvas, Bool[1, S, S]."""
-    mask = read_mask(encoded(source.table, row, "mask"))
-    return F.interpolate((mask > 0)[None, None].float(), (source.size, source.size), mode="nearest-exact")[0] > 0
-
-
+@torch.no_grad()
 def background_accuracy(
     classify: Callable[[Tensor], Tensor], variants: dict[str, tuple[Tensor, Tensor]], *, size: int, crop: float
 ) -> dict[str, float]:
@@ -210,19 +197,12 @@ def background_accuracy(
     """
     figures = {}
     for name, (images, labels) in variants.items():
-        right = [_predicted(classify, part, size, crop) == truth for part, truth in zip(images.split(128), labels.split(128))]
-        figures[name] = 100 * torch.cat(right).double().mean().item()
+        logits = torch.cat([classify(center_view(part, size, crop=crop)) for part in images.split(128)])
+        predicted = logits.argmax(1)
+        if logits.shape[1] == 1000:
+            predicted = torch.tensor([in9_class(c) for c in predicted.tolist()], device=predicted.device)
+        figures[name] = 100 * (predicted == labels).double().mean().item()
     return figures | {"background_gap": figures["MS"] - figures["MR"]}
-
-
-@torch.no_grad()
-def _predicted(classify: Callable[[Tensor], Tensor], images: Tensor, size: int, crop: float) -> Tensor:
-    """The predicted classes, Long[n]; classes of ImageNet-1k are mapped by ``in9_class``."""
-    logits = classify(center_view(images, size, crop=crop))
-    classes = logits.argmax(1)
-    if logits.shape[1] == 1000:
-        classes = torch.tensor([in9_class(c) for c in classes.tolist()], device=classes.device)
-    return classes
 
 
 def official_variants(source: Stream) -> dict[str, tuple[Tensor, Tensor]]:
@@ -231,10 +211,10 @@ def official_variants(source: Stream) -> dict[str, tuple[Tensor, Tensor]]:
     variants = {}
     for column, (name, _) in VARIANTS.items():
         rows = torch.tensor([row for row, variant in enumerate(names) if variant == name])
-        parts = [(images, labels) for images, _, labels in source.batches(rows.split(256))] if len(rows) else []
-        if not parts:
+        if not len(rows):
             raise ValueError(f"source: has no images of the variant {name}, accepts all of {', '.join(v for v, _ in VARIANTS.values())}")
-        variants[column] = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        images, _, labels = zip(*source.batches(rows.split(256)))
+        variants[column] = torch.cat(images), torch.cat(labels)
     return variants
 
 
@@ -278,7 +258,7 @@ def variants_of(source: Stream, train: Bank | Stream) -> BackgroundSet:
     return BackgroundSet({name: (variant, labels) for name, variant in variants.items()}, selection=source)
 
 
-class Backgrounds(ViewEvaluation, name="backgrounds"):
+class Backgrounds(ProbeEvaluation, name="backgrounds"):
     """``background_accuracy`` of a trained classifier, or of a linear probe on the frozen features of any other network.
 
     Figures: ``OF``, ``MS``, ``MR``, ``MN``, ``NF``, ``OBB``, ``OBT``, ``IN-9``, named as the columns in the papers, ``background_gap``, and
@@ -288,11 +268,10 @@ class Backgrounds(ViewEvaluation, name="backgrounds"):
     Settings = LinearSettings
     once = ("images",)
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
+    def load(self, **options: Any) -> Inputs:
         """``test`` is a ``BackgroundSet``."""
-        source, left_out = self.test_stream(root=root, device=device, progress=progress)
-        train = self.train_bank(root=root, device=device, progress=progress)
-        return Inputs(variants_of(source, train), train, {"train": train.fingerprint, "test": source.fingerprint}, left_out)
+        inputs = super().load(**options)
+        return replace(inputs, test=variants_of(inputs.test, inputs.train))
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         settings, (variants, selection) = self.settings, inputs.test

@@ -20,45 +20,35 @@ EVALUATIONS: dict[str, type["Evaluation"]] = {}  # by name; evaluation_names() d
 
 @dataclass(frozen=True)
 class Origin:
-    """How the measured network was trained; settings with the value ``own`` take theirs from here.
-
-    size, crop: of the views at which it was evaluated; data, fraction: of its training images; seed: of its training. The defaults are for
-    networks that come from no run.
+    """How the measured network was trained; settings with the value ``own`` take theirs from here. The defaults are for networks that come
+    from no run.
     """
 
-    size: int = 224
+    size: int = 224  # of the views at which it was evaluated
     crop: float = 0.875
-    data: str = ""
-    fraction: float = 1.0
-    seed: int = 0
+    data: str = ""  # a card, of its training images
+    fraction: float = 1.0  # of them
+    seed: int = 0  # of its training
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data that a measurement has loaded.
-
-    test, train: each measurement documents its own; fingerprints: of each part, see ``lib.data.fingerprint``; left_out: the number of
-    damaged images that were left out at loading, or None if the measurement itself counts them.
-    """
+    """The data that a measurement has loaded; each documents its own ``test`` and ``train``."""
 
     test: Any
     train: Any = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    left_out: int | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of each part, see lib.data.fingerprint
+    left_out: int | None = None  # damaged images that were left out at loading; None if the measurement itself counts them
 
 
 @dataclass(frozen=True)
 class Context:
-    """How a measurement is run.
+    """How a measurement is run."""
 
-    trained: False for the untrained network beside a trained one; progress: show bars. For measurements that train a network, folder: of
-    their checkpoints; budget: seconds after which to stop, or None for no limit.
-    """
-
-    trained: bool = True
-    progress: bool = False
-    folder: Path | None = None
-    budget: float | None = None
+    trained: bool = True  # False for the untrained network beside a trained one
+    progress: bool = False  # show bars
+    folder: Path | None = None  # of the checkpoints of measurements that train a network
+    budget: float | None = None  # seconds after which these stop; None never stops
 
 
 DEFAULT = Context()
@@ -87,12 +77,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
-        """Read the data.
-
-        Args:
-            root: folder of the datasets; None as in ``lib.data.load``.
-            device: of the tensors.
-            progress: show bars.
+        """Read the data. ``root`` is the folder of the datasets, as in ``lib.data.load``; ``device`` that of the tensors.
 
         Raises:
             ValueError: missing or damaged data, or settings that do not fit the data.
@@ -104,11 +89,11 @@ class Evaluation(ABC):
 
 
 def evaluation_names() -> list[str]:
-    """The names of all measurements: those of this package, and those declared elsewhere."""
+    """The sorted names of all measurements: those of this package, and those declared elsewhere."""
     package = importlib.import_module("lib.evaluation")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"lib.evaluation.{module.name}")
-    return list(EVALUATIONS)
+    return sorted(EVALUATIONS)
 
 
 def evaluation_class(name: str) -> type[Evaluation]:

@@ -18,9 +18,8 @@ def label(mask: Tensor) -> Tensor:
     places = torch.arange(1, mask.numel() + 1, device=mask.device).view_as(mask)
     components = torch.where(mask, places, 0)
     beyond = mask.numel() + 1
-    while (
-        True
-    ):  # each pixel takes the lowest number among its neighbours, then the number of the pixel of that number, until nothing changes
+    # Each pixel takes the lowest number among its neighbours, then the number of the pixel of that number, until nothing changes.
+    while True:
         around = torch.nn.functional.pad(torch.where(mask, components, beyond), (1, 1, 1, 1), value=beyond)
         lowest = around[1:-1, 1:-1]
         for shifted in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):

@@ -5,7 +5,7 @@ four blocks; here it is torchvision's Mask R-CNN (He et al., ICCV 2017) and ViTD
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from lib.data.loading import read_part, read_table
 from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
 from lib.evaluation.base import DEFAULT, Context, Inputs
@@ -150,16 +149,13 @@ class ObjectDetection(FineTunedEvaluation, name="detection"):
     learner_class = Detection
     once = ("images", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
-        settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
-        tables = [
-            read_part(settings.data, f"{several}train", settings.fraction, root=root),
-            read_table(settings.data, f"{several}validation", root=root),
-        ]
-        largest = max((label for table in tables for labels in table["classes"].to_pylist() for label in labels), default=-1)
+    def load(self, *, progress: bool = False, **options: Any) -> Inputs:
+        settings = self.settings
+        train, test = InstanceDataset.splits(settings.data, settings.fraction, longest=settings.canvas, **options)
+        objects = (labels for dataset in (train, test) for labels in dataset.table["classes"].to_pylist())
+        largest = max((label for labels in objects for label in labels), default=-1)
         if largest >= settings.num_classes:
             raise ValueError(f"num_classes: got {settings.num_classes}, {settings.data} accepts {largest + 1} or more")
-        train, test = (InstanceDataset(table, device, longest=settings.canvas) for table in tables)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:

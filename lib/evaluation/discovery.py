@@ -6,19 +6,18 @@ DINO-seg, the baseline of its table 1 (after Caron et al., "Emerging Properties"
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from lib.data.fingerprint import fingerprint
-from lib.data.full_resolution import full_images
-from lib.data.loading import read_table
+from lib.data.reading import full_images
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.components import label
-from lib.evaluation.frozen import FullResolutionEvaluation, first, with_boxes
+from lib.evaluation.frozen import FullResolutionEvaluation
+from lib.evaluation.objects import sides_of
 from lib.keys import Keys
 from lib.models import Model
 
@@ -27,15 +26,11 @@ MARGIN = 1e-6  # tolerance of a sum of attention, against rounding
 
 
 class Discovery(NamedTuple):
-    """A discovered object.
+    """A discovered object."""
 
-    box: Float[4], x0, y0, x1, y1 in pixels; seed: row-major number of the patch of lowest degree (LOST) or of highest attention (DINO-seg);
-    mask: Bool[H, W], the component on the patch grid that the box encloses.
-    """
-
-    box: Tensor
-    seed: int
-    mask: Tensor
+    box: Tensor  # Float[4], x0, y0, x1, y1 in pixels
+    seed: int  # row-major number of the patch of lowest degree (LOST) or of highest attention (DINO-seg)
+    mask: Tensor  # Bool[H, W], the component on the patch grid that the box encloses
 
 
 def lost(
@@ -58,7 +53,6 @@ def lost(
         raise ValueError(f"features: got {features.dtype} of shape {tuple(features.shape)}, accepts Float[N, D]")
     _check_grid(grid, len(features), "features")
     _check_positive(patch_size=patch_size, k_patches=k_patches)
-    _check_size(image_size)
     similar = features @ features.T  # [N, N]
     degree = (similar > 0).sum(1) - (similar.diagonal() > 0).long()
     order = degree.argsort(stable=True)
@@ -100,7 +94,6 @@ def dino_seg(
         raise ValueError(f"attention: got {attention.dtype} of shape {tuple(attention.shape)}, accepts Float[heads, N]")
     _check_grid(grid, attention.shape[1], "attention")
     _check_positive(patch_size=patch_size)
-    _check_size(image_size)
     if len(attention) > 1 and not 0 <= head < len(attention):
         raise ValueError(f"head: got {head}, accepts 0 to {len(attention) - 1}")
     if not 0 < mass <= 1:
@@ -144,21 +137,18 @@ def corloc(predicted: Tensor, ground_truth: list[Tensor]) -> float:
         if boxes.numel() and (boxes.ndim != 2 or boxes.shape[1] != 4):
             raise ValueError(f"ground_truth: got boxes of shape {tuple(boxes.shape)}, accepts [n, 4]")
         if boxes.numel():
-            hits.append(bool((_iou(box.double(), boxes) >= 0.5).any()))
+            hits.append(bool((box_iou(box[None].double(), boxes) >= 0.5).any()))
     if not hits:
         raise ValueError("ground_truth: got no boxes, accepts at least one image with a box")
     return 100 * sum(hits) / len(hits)
 
 
 class DiscoveredImage(NamedTuple):
-    """The discoveries in an image, by method, with boxes in pixels of the original.
+    """The discoveries in an image."""
 
-    row: of the image in the table; size: (height, width) of the original.
-    """
-
-    row: int
-    size: tuple[int, int]
-    discoveries: dict[str, Discovery]
+    row: int  # of the image in the table
+    size: tuple[int, int]  # (height, width) of the original
+    discoveries: dict[str, Discovery]  # by method, with boxes in pixels of the original
 
 
 @torch.inference_mode()
@@ -173,13 +163,8 @@ def discover(
     mass: float = 0.6,
     progress: bool = False,
 ) -> Iterator[DiscoveredImage]:
-    """Discover an object in every image of a table.
-
-    Args:
-        table: see ``lib.data.layouts``.
-        longest: pixels of the longer side that the network sees; None keeps the size of the images.
-        k_patches: of LOST.
-        head, mass: of DINO-seg; if there are fewer heads, the last one is used.
+    """Discover an object in every image of a table. ``longest`` is the longer side that the network sees, in pixels; None keeps the size of
+    the images. ``k_patches`` is of LOST, ``head`` and ``mass`` are of DINO-seg; if there are fewer heads, the last one is used.
 
     Yields:
         Discoveries by the method ``"lost"`` and, if the network has attention, also by ``"dino_seg"`` and ``"dino_seg_official"``. Images
@@ -204,9 +189,7 @@ def discover(
 
 
 def discovery_accuracy(network: Model, table: pa.Table, **options) -> dict[str, float]:
-    """CorLoc of LOST and DINO-seg, and of two boxes that do not depend on the image, in percent.
-
-    Arguments as of ``discover``; the table has ``boxes``.
+    """CorLoc of LOST and DINO-seg, and of two boxes that do not depend on the image, in percent. Arguments as of ``discover``.
 
     Returns:
         ``lost``; ``dino_seg`` and ``dino_seg_official`` if the network has attention; ``whole_image`` and ``centred_box`` (of half the
@@ -233,20 +216,12 @@ def discovery_accuracy(network: Model, table: pa.Table, **options) -> dict[str, 
     return figures | {"images": float(len(images)), "left_out": float(len(table) - len(images))}
 
 
-def _iou(box: Tensor, boxes: Tensor) -> Tensor:
-    """IoU [n] of box [4] with boxes [n, 4]."""
-    low, high = torch.maximum(box[:2], boxes[:, :2]), torch.minimum(box[2:], boxes[:, 2:])
-    shared = (high - low).clamp(min=0).prod(1)
-    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
-    return torch.where(area > 0, shared / area, 0.0)
-
-
 def _box(patches: Tensor, patch_size: int, image_size: int | tuple[int, int] | None, like: Tensor) -> Tensor:
     """The box around the patches of Bool[H, W], Float[4] in pixels."""
     columns, rows = (patches.any(axis).nonzero().flatten() for axis in (0, 1))
     box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).to(torch.promote_types(like.dtype, torch.float32)) * patch_size
     if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = sides_of(image_size)
         box = torch.minimum(box, box.new_tensor([width, height, width, height]))
     return box
 
@@ -254,13 +229,6 @@ def _box(patches: Tensor, patch_size: int, image_size: int | tuple[int, int] | N
 def _check_grid(grid: tuple[int, int], tokens: int, name: str) -> None:
     if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != tokens:
         raise ValueError(f"grid: got {grid}, accepts (H, W) with H W = {tokens}, the number of patches in {name}")
-
-
-def _check_size(image_size: int | tuple[int, int] | None) -> None:
-    if image_size is not None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"image_size: got {image_size}, accepts None, pixels a side, or (height, width)")
 
 
 def _check_positive(**numbers: int) -> None:
@@ -284,15 +252,10 @@ class DiscoverySettings(Keys):
 
 
 class ObjectDiscovery(FullResolutionEvaluation, name="discovery"):
-    """``discovery_accuracy``."""
+    """``discovery_accuracy`` of images with boxes."""
 
     Settings = DiscoverySettings
     once = ("whole_image", "centred_box", "images", "left_out")
-
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
-        """``test`` is a table of images with boxes."""
-        table = first(with_boxes(read_table(self.settings.data, self.settings.split, root=root)), self.settings.images)
-        return Inputs(table, fingerprints={"test": fingerprint(table)})
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         return discovery_accuracy(network, inputs.test, progress=context.progress, **self.options)

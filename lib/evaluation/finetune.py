@@ -4,7 +4,6 @@ Source: the recipe of DeiT (Touvron et al., ICML 2021, table 9), as AttMask sect
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,9 +55,8 @@ class FineTune(FineTunedEvaluation, name="finetune"):
     Settings = FineTuneSettings
     learner_class = FineTuning
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
+    def load(self, **options: Any) -> Inputs:
         settings = self.settings
-        options: dict[str, Any] = dict(root=root, device=device, progress=progress)
         train = bank(settings.data, "train", settings.canvas, fraction=settings.fraction, **options)
         test = bank(settings.data, "validation", settings.canvas, **options)
         check_num_classes(settings.num_classes, settings.data, train.labels)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from lib.data.bank import Bank, Stream, bank
+from lib.data.fingerprint import fingerprint
 from lib.data.loading import read_table
 from lib.data.reading import intact
 from lib.evaluation.base import Evaluation, Inputs
@@ -46,29 +47,25 @@ class ViewEvaluation(Evaluation):
     def test_stream(
         self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False, boxed: bool = False
     ) -> tuple[Stream, int]:
-        """The test images, and the number of damaged images that were left out. Arguments as of ``load``; ``boxed`` also leaves out images
-        without boxes if the table has a column of boxes.
-        """
-        table = read_table(self.settings.data, self.settings.split, root=root)
-        table = first(with_boxes(table) if boxed else table, self.settings.images)
+        """The test images, and the number of damaged images that were left out. Arguments as of ``load`` and ``test_table``."""
+        table = test_table(self.settings, root, boxed=boxed)
         readable = intact(table, progress=progress)
         return Stream(readable, self.settings.canvas, device), len(table) - len(readable)
 
-    def train_bank(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Bank | Stream:
+    def train_bank(self, **options: Any) -> Bank | Stream:
         """The training images. Arguments as of ``load``."""
         settings, origin = self.settings, self.origin
         data, fraction = settings.train_data or settings.data, settings.fraction
         if fraction == "own":
             fraction = origin.fraction if data == origin.data else 1.0
-        return bank(data, settings.train, settings.canvas, fraction=fraction, root=root, device=device, progress=progress)
+        return bank(data, settings.train, settings.canvas, fraction=fraction, **options)
 
 
 class ProbeEvaluation(ViewEvaluation):
     """A measurement of square views that learns from training images."""
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
-        test, left_out = self.test_stream(root=root, device=device, progress=progress)
-        train = self.train_bank(root=root, device=device, progress=progress)
+    def load(self, **options: Any) -> Inputs:
+        (test, left_out), train = self.test_stream(**options), self.train_bank(**options)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint}, left_out)
 
 
@@ -80,16 +77,17 @@ class FullResolutionEvaluation(Evaluation):
         """The settings that are not about the dataset, as arguments of the functions of the measurement."""
         return {name: value for name, value in vars(self.settings).items() if name not in ("data", "split", "images")}
 
-
-def with_boxes(table: pa.Table) -> pa.Table:
-    """The rows that have boxes; all rows of a table without a column of boxes."""
-    if "boxes" not in table.column_names:
-        return table
-    return table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
+    def load(self, *, root: str | Path | None = None, **options: Any) -> Inputs:
+        """``test`` is a table."""
+        table = test_table(self.settings, root, boxed=True)
+        return Inputs(table, fingerprints={"test": fingerprint(table)})
 
 
-def first(table: pa.Table, count: int) -> pa.Table:
-    """The first ``count`` rows; 0 takes all."""
+def test_table(settings: Any, root: str | Path | None, *, boxed: bool) -> pa.Table:
+    """The first ``images`` rows of the test split; 0 takes all. ``boxed`` leaves out rows without boxes if there is a column of boxes."""
+    table, count = read_table(settings.data, settings.split, root=root), getattr(settings, "images", 0)
+    if boxed and "boxes" in table.column_names:
+        table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
     if count < 0:
         raise ValueError(f"images: got {count}, accepts 0, for all, or more")
     return table.slice(0, count or None)

@@ -31,7 +31,6 @@ def knn_predict(train_x: Tensor, train_y: Tensor, test_x: Tensor, *, k: int = 20
         test_x: Float[Q, D].
         k: neighbours; more than M uses M.
         temperature: of the votes.
-        num_classes: C.
 
     Returns:
         Long[Q, min(5, C)], classes by falling vote.
@@ -122,9 +121,8 @@ def few_example_accuracy(
     of_class = [order[train_y[order] == c] for c in range(num_classes)]
     fewest = min(len(rows) for rows in of_class)
     if draws * examples > fewest:
-        raise ValueError(
-            f"examples: got {examples} for {draws} disjoint draws, accepts at most {fewest // draws}: the smallest class has {fewest} images"
-        )
+        accepted = f"at most {fewest // draws}: the smallest class has {fewest} images"
+        raise ValueError(f"examples: got {examples} for {draws} disjoint draws, accepts {accepted}")
     accuracies = []
     for draw in range(draws):
         indices = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])

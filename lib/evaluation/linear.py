@@ -54,7 +54,6 @@ def train_probes(
     Args:
         train: returns the batches of an epoch (from 0), like the results of ``banked`` and ``viewed``.
         test: (Float[Q, D], Long[Q]).
-        num_classes: C.
         lrs: learning rates of the first epoch.
         epochs: passes over the training set.
         seed: of the initial weights.
@@ -109,12 +108,8 @@ def probed(
 ) -> Callable[[Tensor], Tensor]:
     """A frozen network with the best of ``train_probes`` on top: views Float[b, 3, size, size] -> logits Float[b, C].
 
-    Args:
-        network: it is not trained.
-        train, test: the images to train the probes on, and those to select the best of them on.
-        size, crop, blocks: as of ``pooled_features``.
-        batch_size: of the training of the probes.
-        options: of ``train_probes``.
+    The probes are trained on the images of ``train`` in batches of ``batch_size``, and the best of them is selected on those of ``test``.
+    Further arguments as of ``pooled_features``; ``options`` of ``train_probes``.
     """
     train_set = pooled_features(network, train, size=size, crop=crop, blocks=blocks)
     test_set = train_set if test is train else pooled_features(network, test, size=size, crop=crop, blocks=blocks)
@@ -129,13 +124,8 @@ def probed(
 
 
 def banked(features: Tensor, labels: Tensor, *, batch_size: int, seed: int = 0) -> Callable[[int], Batches]:
-    """Batches of features that were computed once, in a different order each epoch.
-
-    Args:
-        features: Float[M, D].
-        labels: Long[M].
-        batch_size: images at a time; the last batch may be smaller.
-        seed: of the order.
+    """Batches of features Float[M, D] and labels Long[M] that were computed once, in a different order each epoch. The last one may be
+    smaller than the others.
     """
     if len(features) != len(labels):
         raise ValueError(f"labels: got {len(labels)}, accepts {len(features)}, one a feature")
@@ -149,14 +139,8 @@ def banked(features: Tensor, labels: Tensor, *, batch_size: int, seed: int = 0) 
 
 
 def viewed(network: Model, source: Dataset, view: View, *, blocks: int, batch_size: int, seed: int = 0) -> Callable[[int], Batches]:
-    """Batches of features of new random views of the images, in a different order each epoch.
-
-    Args:
-        source: a ``lib.data.Bank`` or ``Stream``.
-        view: the augmentation.
-        blocks: as in ``pooled_features``.
-        batch_size: images at a time; the last batch may be smaller.
-        seed: of the order and the views.
+    """Batches of features of new random views of the images of a ``Bank`` or ``Stream``, in a different order each epoch. The last one may
+    be smaller than the others; ``blocks`` as of ``pooled_features``.
     """
     device = next(network.parameters()).device
 

@@ -1,14 +1,11 @@
-"""Maps of where a network looks, compared with the boxes of the objects: MaxBoxAcc and MaxBoxAccV2.
-
-Also the share of a map that lies on the objects: in their masks or, without masks, in their boxes.
+"""Maps of where a network looks, compared with the boxes of the objects: MaxBoxAcc and MaxBoxAccV2; the share of a map on the objects.
 
 Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, sections 3.2 and 4. The boxes of all
 binarisations of a map come from two component trees (``lib.evaluation.components``), one of the foreground and one of the holes in it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +15,11 @@ from tqdm import tqdm
 
 from lib.data.bank import Stream
 from lib.data.dataset import Dataset
-from lib.data.views import center_view
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.components import FORWARD_4, FORWARD_8, THRESHOLDS, component_boxes
+from lib.evaluation.features import centre_views
 from lib.evaluation.frozen import ViewEvaluation, ViewSettings
-from lib.evaluation.objects import true_objects
+from lib.evaluation.objects import sides_of, true_objects
 from lib.models import Model
 
 CONTOURS = ("all", "largest")
@@ -61,7 +58,6 @@ def max_box_accuracy(
 
     Raises:
         ValueError: maps that are not finite floats [M, h, w], an image without boxes, or an argument out of range.
-        ImportError: ``contours="largest"`` without OpenCV.
     """
     if not 0 < step <= 1:
         raise ValueError(f"step: got {step}, accepts more than 0 and at most 1")
@@ -73,10 +69,8 @@ def max_box_accuracy(
 def threshold_ious(
     maps: Tensor, boxes: list[Tensor], *, image_size: int | tuple[int, int] = 224, contours: str = "all", progress: bool = False
 ) -> Tensor:
-    """The best IoU of the box of any contour with a true box, at each of the 255 thresholds: Float64[M, 255]; column t binarises at ``>
-    t``.
-
-    Arguments and errors as of ``max_box_accuracy``.
+    """The best IoU of the box of any contour with a true box, at each threshold: Float64[M, 255]; column t binarises at ``> t``. Arguments
+    and errors as of ``max_box_accuracy``.
     """
     if maps.ndim != 3 or not maps.numel() or not maps.is_floating_point():
         raise ValueError(f"maps: got {maps.dtype} of shape {tuple(maps.shape)}, accepts floats of shape [M, h, w], none of them 0")
@@ -86,7 +80,7 @@ def threshold_ious(
         raise ValueError(f"boxes: got {len(boxes)} tensors, accepts one for each of the {len(maps)} maps")
     if contours not in CONTOURS:
         raise ValueError(f"contours: got {contours!r}, accepts one of {', '.join(CONTOURS)}")
-    size, truth = _size(image_size), _checked(boxes)
+    size, truth = sides_of(image_size), _checked(boxes)
     search = _all_contours if contours == "all" else _largest_contour
     best = np.empty((len(maps), THRESHOLDS))
     for i, single in enumerate(tqdm(maps, "localization", disable=not progress, mininterval=2)):
@@ -95,21 +89,13 @@ def threshold_ious(
 
 
 def contour_boxes(single: Tensor, boxes: Tensor, threshold: int, *, image_size: int | tuple[int, int] = 224) -> tuple[Tensor, Tensor]:
-    """The boxes of all contours of one map at one threshold.
-
-    Args:
-        single: the map, Float[h, w].
-        boxes: the true ones, Float[n, 4], n >= 1.
-        threshold: 0 … 254; the map in 8 bits is binarised at ``> threshold``.
-        image_size: as in ``max_box_accuracy``.
-
-    Returns:
-        Boxes Long[K, 4] and the best IoU of each with a true box, Float64[K], by falling IoU.
+    """The boxes Long[K, 4] of all contours of one map Float[h, w] that is binarised at ``> threshold``, 0 to 254, and the best IoU of each
+    with one of the true ``boxes`` [n, 4], Float64[K]. They are ordered by falling IoU; ``image_size`` as of ``max_box_accuracy``.
     """
     if not 0 <= threshold < THRESHOLDS:
         raise ValueError(f"threshold: got {threshold}, accepts 0 to {THRESHOLDS - 1}")
     [truth] = _checked([boxes])
-    contours, at = _contours(_fine_levels(single, _size(image_size)))
+    contours, at = _contours(_fine_levels(single, sides_of(image_size)))
     contours = contours[at == threshold] if (at == threshold).any() else NOWHERE
     ious = _best_iou(contours, truth)
     order = np.argsort(-ious, kind="stable")
@@ -119,9 +105,7 @@ def contour_boxes(single: Tensor, boxes: Tensor, threshold: int, *, image_size: 
 def trivial_accuracy(
     boxes: list[Tensor], *, image_size: int | tuple[int, int] = 224, iou_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)
 ) -> dict[str, dict[float | str, float]]:
-    """The accuracy of boxes that do not depend on the image, a lower bound for useful maps.
-
-    Arguments and errors as of ``max_box_accuracy``, with at least one image.
+    """The accuracy of boxes that do not depend on the image, a lower bound for useful maps. Arguments and errors as of ``max_box_accuracy``.
 
     Returns:
         ``{"whole image": figures, "centred box": figures}``, figures as in ``max_box_accuracy``. The centred box has the aspect of the
@@ -129,20 +113,12 @@ def trivial_accuracy(
     """
     if not len(boxes):
         raise ValueError("boxes: got 0 tensors, accepts one for each image, 1 or more")
-    corner = np.array(_size(image_size)[::-1]) - 1.0
+    corner = np.array(sides_of(image_size)[::-1]) - 1.0
     start = np.outer((1 - CENTRED_SIDES) / 2, corner + 1)
     centred = np.hstack([start, corner - start])
     _check_levels(iou_thresholds)
     best = np.stack([_best_iou(centred, truth) for truth in _checked(boxes)])
     return {"whole image": _accuracies(best[:, -1:], iou_thresholds), "centred box": _accuracies(best, iou_thresholds)}
-
-
-def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an ``image_size``."""
-    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
-        raise ValueError(f"image_size: got {image_size!r}, accepts a positive number of pixels or a pair (height, width) of them")
-    return size[0], size[1]
 
 
 def _check_levels(iou_thresholds: tuple[float, ...]) -> None:
@@ -210,10 +186,8 @@ def _contours(fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """As ``_all_contours``, for the contour of the largest area only; of equal ones the first in OpenCV's list."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError('contours="largest" needs OpenCV: pip install opencv-python-headless') from error
+    import cv2
+
     byte, boxes = (fine >> 8).astype(np.uint8), np.zeros((THRESHOLDS, 4))
     for t in range(byte.max()):
         contours = cv2.findContours((byte > t).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
@@ -226,21 +200,16 @@ def _largest_contour(fine: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def localization_maps(network: Model, source: Dataset, *, size: int, crop: float | None = 1.0, batch_size: int = 128) -> dict[str, Tensor]:
     """Maps of where a network looks, for every image.
 
-    Args:
-        source: a ``lib.data.Bank`` or ``Stream`` of M images.
-        crop: part of the shorter side that the centre view cuts out; None squeezes the whole image onto a square, as Choe et al. do.
+    ``crop`` is the part of the shorter side that the centre view cuts out; None squeezes the whole image onto a square, as Choe et al. do.
 
     Returns:
         Float32[M, H, W] on the network's grid, on the CPU. ``"attention"``: of the pooled token, mean over heads, if the pooling has an
         attention that depends on the image. ``"cam"``: if the network is a classifier, the class activation map (Zhou et al., 2016) of the
         predicted class.
     """
-    network.eval()
-    device = next(network.parameters()).device
     maps: dict[str, list[Tensor]] = {"attention": [], "cam": []}
-    for images, sizes, _ in source.batches(torch.arange(len(source)).split(batch_size)):
-        view = center_view(images, size, crop=1.0) if crop is None else center_view(images, size, crop=crop, sizes=sizes)
-        features = network.pool(view.to(device))
+    for views, _ in centre_views(network, source, size, crop, batch_size):
+        features = network.pool(views)
         if features.attention is not None:
             maps["attention"].append(features.attention.float().mean(1).unflatten(1, features.grid).cpu())
         if isinstance(network.classifier, nn.Linear):
@@ -254,14 +223,11 @@ def localization_maps(network: Model, source: Dataset, *, size: int, crop: float
 
 
 def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
-    """The share of each map that lies on the objects.
+    """The share of each map that lies on the objects, Float[M]; for a constant map it is the part of the image that the objects cover.
 
     Args:
         maps: Float[M, h, w], not negative, with a positive sum.
         objects: Float[M, H, W] in [0, 1], 1 on an object; a cell of a map is weighted by the part of it that objects cover.
-
-    Returns:
-        Float[M] in [0, 1]; for a constant map it is the part of the image that the objects cover.
     """
     cover = F.adaptive_avg_pool2d(objects, (maps.shape[1], maps.shape[2]))
     return (maps * cover).sum((1, 2)) / maps.sum((1, 2))
@@ -275,16 +241,12 @@ class LocalizationSettings(ViewSettings):
 
 
 class ObjectSet(NamedTuple):
-    """M images with one or more objects in each.
-
-    boxes: M tensors [n_i, 4]; objects: Float[M, S, S], 1 on an object, from the masks if there are masks, else from the boxes; areas:
-    ``box_area`` and, if there are masks, ``mask_area``, the part of the images that they cover, in percent.
-    """
+    """M images with one or more objects in each."""
 
     images: Stream
-    boxes: list[Tensor]
-    objects: Tensor
-    areas: dict[str, float]
+    boxes: list[Tensor]  # M tensors [n_i, 4]
+    objects: Tensor  # Float[M, S, S], 1 on an object, from the masks if there are masks, else from the boxes
+    areas: dict[str, float]  # ``box_area`` and, if there are masks, ``mask_area``, the part of the images that they cover, in percent
 
 
 class Localization(ViewEvaluation, name="localization"):
@@ -299,9 +261,9 @@ class Localization(ViewEvaluation, name="localization"):
     Settings = LocalizationSettings
     once = ("images", "box_area", "mask_area", "whole_image_maxbox", "centred_box_maxbox")
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
+    def load(self, **options: Any) -> Inputs:
         """``test`` is an ``ObjectSet``."""
-        images, left_out = self.test_stream(root=root, device=device, progress=progress, boxed=True)
+        images, left_out = self.test_stream(boxed=True, **options)
         return Inputs(self.objects_in(images), fingerprints={"test": images.fingerprint}, left_out=left_out)
 
     def objects_in(self, images: Stream) -> ObjectSet:

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from lib.data.bank import Stream
 from lib.data.reading import encoded, read_mask
 
 
 def true_objects(source: Stream, *, crop: float | None = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Where the objects are in the centre view of every image, or in the whole image squeezed onto a square.
+    """Where the objects are in the centre view of every image.
 
     Args:
         source: M images whose table has ``boxes``, ``mask`` or both. Without boxes, the box of an object encloses the pixels that have its
             number in the mask.
-        crop: part of the shorter side that the centre view cuts out; None squeezes the whole image.
-        size: pixels a side.
+        crop: part of the shorter side that the centre view cuts out; None squeezes the whole image onto a square.
 
     Returns:
         M tensors [n_i, 4], the boxes, cut at the edges of the view, ends included; and maps Float[M, size, size] in [0, 1] that are 1 on
@@ -35,7 +35,8 @@ def true_objects(source: Stream, *, crop: float | None = 1.0, size: int = 224) -
         for row, (height, width) in enumerate(sizes.tolist()):
             mask = read_mask(encoded(source.table, row, "mask"), (height, width))
             masks.append(_mask_in_view(mask > 0, crop, size))
-            boxes.append(_extents(mask))
+            numbers = mask[mask > 0].unique()
+            boxes.append(masks_to_boxes(mask == numbers.view(-1, 1, 1)) + torch.tensor([0, 0, 1, 1]))  # x1 and y1 exclusive
         areas["mask_area"] = torch.stack(masks)
     if "boxes" in columns:
         boxes = [torch.tensor(of_image) for of_image in source.table["boxes"].to_pylist()]
@@ -80,10 +81,9 @@ def _mask_in_view(mask: Tensor, crop: float | None, size: int) -> Tensor:
     return mask[rows.long()][:, columns.long()].float()
 
 
-def _extents(mask: Tensor) -> Tensor:
-    """The box of each object of Long[H, W] (0 is background), Float[n, 4], x1 and y1 exclusive."""
-    boxes = []
-    for number in mask[mask > 0].unique():
-        y, x = (mask == number).nonzero(as_tuple=True)
-        boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
-    return torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+def sides_of(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an ``image_size``, which is that pair or one number for both."""
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ValueError(f"image_size: got {image_size!r}, accepts a positive number of pixels or a pair (height, width) of them")
+    return size[0], size[1]

@@ -10,11 +10,8 @@ from lib.learning.base import Learner
 def pretext_accuracy(learner: Learner, source: Dataset, *, batch_size: int, seed: int = 0) -> dict[str, float]:
     """``task``, the pretext accuracy in percent, and ``task_guess``, chance: the accuracy of the best constant answer.
 
-    Args:
-        learner: of a pretext task; it is left in evaluation mode.
-        source: a ``lib.data.Bank`` or ``Stream`` of at least ``batch_size`` images; the last, incomplete batch is left out.
-        batch_size: images at a time; contrastive learning distinguishes an image from the others of its batch.
-        seed: of the draws of the pretext task.
+    The learner is left in evaluation mode. The last, incomplete batch is left out, because contrastive learning distinguishes an image from
+    the others of its batch; ``seed`` is that of the draws of the pretext task.
     """
     learner.eval()
     generator = torch.Generator().manual_seed(seed)

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.fingerprint import fingerprint
-from lib.data.full_resolution import full_images
-from lib.data.reading import fitted
+from lib.data.reading import fitted, full_images
 from lib.data.retrieval import KINDS, RetrievalSet, load_retrieval
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import FullResolutionEvaluation
@@ -128,7 +127,7 @@ def image_descriptors(
     """Multi-scale descriptors of whole images: the normalised sum of the normalised pooled vectors of an image at several sizes.
 
     Args:
-        table: see ``lib.data.layouts``; of images with a ``box``, the network sees only the part in it.
+        table: of images with a ``box``, the network sees only the part in it.
         longest: pixels of the longer side at scale 1.
         patch_size: both sides are rounded down to multiples of it.
         scales: factors of the size. An image is decoded at the largest one, and the smaller views are resized from that (bilinear).
@@ -163,24 +162,17 @@ def image_descriptors(
 
 
 class RetrievalAnswer(NamedTuple):
-    """Rankings of a network for the images that could be read.
+    """Rankings of a network for the images that could be read."""
 
-    ranks: Long[n_db, n_q], for each query the images of the database from the nearest on; ground_truth: as of ``revisited_map``, with the
-    same numbers; database: Long[n_db] and queries: Long[n_q], their rows in the tables.
-    """
-
-    ranks: Tensor
-    ground_truth: list[dict[str, list[int]]]
-    database: Tensor
-    queries: Tensor
+    ranks: Tensor  # Long[n_db, n_q], for each query the images of the database from the nearest on
+    ground_truth: list[dict[str, list[int]]]  # as of ``revisited_map``, with the same numbers
+    database: Tensor  # Long[n_db], their rows in the table
+    queries: Tensor  # Long[n_q], likewise
 
 
 def retrieve(network: Model, retrieval: RetrievalSet, **options) -> RetrievalAnswer:
-    """Rank a database for every query.
-
-    Args:
-        network, options: as of ``image_descriptors``.
-        retrieval: see ``lib.data.retrieval``. Images that cannot be read are left out of the ranking and of the ground truth.
+    """Rank a database for every query; ``options`` as of ``image_descriptors``. Images that cannot be read are left out of the ranking and
+    of the ground truth.
     """
     database, rows = image_descriptors(network, retrieval.database, **options)
     queries, query_rows = image_descriptors(network, retrieval.queries, **options)
@@ -205,13 +197,11 @@ def revisited_figures(ranks: Tensor, ground_truth: list[dict]) -> dict[str, floa
     return figures
 
 
-def retrieval_accuracy(
-    network: Model, retrieval: RetrievalSet, *, longest: int, patch_size: int, scales: Sequence[float] = SCALES, progress: bool = False
-) -> dict[str, float]:
+def retrieval_accuracy(network: Model, retrieval: RetrievalSet, **options) -> dict[str, float]:
     """``revisited_figures`` of a network, ``images`` and ``queries``, the numbers of ranked images and of queries, and ``left_out``, the
     number of images and queries that could not be read. Arguments as of ``retrieve`` and ``image_descriptors``.
     """
-    answer = retrieve(network, retrieval, longest=longest, patch_size=patch_size, scales=scales, progress=progress)
+    answer = retrieve(network, retrieval, **options)
     figures = revisited_figures(answer.ranks, answer.ground_truth)
     images, queries = len(answer.database), len(answer.queries)
     left_out = len(retrieval.database) + len(retrieval.queries) - images - queries
@@ -234,7 +224,7 @@ class ImageRetrieval(FullResolutionEvaluation, name="retrieval"):
     Settings = RetrievalSettings
     once = ("images", "queries", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
+    def load(self, *, root: str | Path | None = None, **options: Any) -> Inputs:
         """``test`` is a ``lib.data.retrieval.RetrievalSet``."""
         test = load_retrieval(self.settings.data, root=root)
         return Inputs(test, fingerprints={"database": fingerprint(test.database), "queries": fingerprint(test.queries)})

@@ -5,7 +5,6 @@ use the maps of four blocks; here it is ViTDet's pyramid.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from lib.data.loading import read_part, read_table
 from lib.data.segmentation import VOID, SemanticDataset
 from lib.data.views import normalise
 from lib.evaluation.base import DEFAULT, Context, Inputs
@@ -116,8 +114,7 @@ def sliding_window(segmenter: nn.Module, image: Tensor, *, window: int, stride: 
     Args:
         segmenter: Float[1, 3, window, window] -> Float[1, C, window, window].
         image: Float[1, 3, h, w], normalised; a side shorter than the window is padded with 0, the mean colour.
-        window: pixels a side.
-        stride: pixels from one window to the next, at most ``window``.
+        window, stride: pixels a side, and from one window to the next.
 
     Returns:
         Float[1, C, h, w].
@@ -127,27 +124,19 @@ def sliding_window(segmenter: nn.Module, image: Tensor, *, window: int, stride: 
     height, width = image.shape[-2:]
     image = F.pad(image, (0, max(0, window - width), 0, max(0, window - height)))
     total, count = image.new_zeros(()), image.new_zeros(())
-    for top in _starts(image.shape[-2], window, stride):
-        for left in _starts(image.shape[-1], window, stride):
+    tops, lefts = ([*range(0, length - window, stride), length - window] for length in image.shape[-2:])
+    for top in tops:
+        for left in lefts:
             edges = (left, image.shape[-1] - window - left, top, image.shape[-2] - window - top)
             logits = segmenter(image[..., top : top + window, left : left + window])
             total, count = total + F.pad(logits, edges), count + F.pad(torch.ones_like(logits[:, :1]), edges)
     return (total / count)[..., :height, :width]
 
 
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    return [*range(0, length - window, stride), length - window]
-
-
 @torch.no_grad()
 def segment(segmenter: nn.Module, image: Tensor, size: tuple[int, int], *, window: int) -> Tensor:
-    """The class of every pixel of the original, Long[H, W].
-
-    Args:
-        segmenter: in evaluation mode.
-        image: uint8[3, h, w].
-        size: (H, W) of the original image.
-        window: of ``sliding_window``; the stride is two thirds of it.
+    """The class of every pixel of the original of ``size`` (H, W), Long[H, W], by a ``sliding_window`` with a stride of two thirds of it over
+    an image uint8[3, h, w]; the segmenter is in evaluation mode.
     """
     view = normalise(image[None].float() / 255)
     logits = sliding_window(segmenter, view, window=window, stride=max(1, round(2 * window / 3)))
@@ -187,11 +176,10 @@ class SemanticSegmentation(FineTunedEvaluation, name="segmentation"):
     learner_class = Segmentation
     once = ("images", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
-        settings, several = self.settings, "several_" if self.settings.data == "scenes" else ""
-        options: dict[str, Any] = dict(shortest=settings.canvas, void=settings.void, num_classes=settings.num_classes)
-        train = SemanticDataset(read_part(settings.data, f"{several}train", settings.fraction, root=root), device, **options)
-        test = SemanticDataset(read_table(settings.data, f"{several}validation", root=root), device, **options)
+    def load(self, *, progress: bool = False, **options: Any) -> Inputs:
+        settings = self.settings
+        options |= dict(shortest=settings.canvas, void=settings.void, num_classes=settings.num_classes)
+        train, test = SemanticDataset.splits(settings.data, settings.fraction, **options)
         return Inputs(test, train, {"train": train.fingerprint, "test": test.fingerprint})
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float] | None:

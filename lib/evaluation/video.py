@@ -7,20 +7,16 @@ al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentati
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.data.fingerprint import fingerprint
-from lib.data.full_resolution import full_images
-from lib.data.loading import read_table
-from lib.data.reading import Damage, encoded, read_mask
+from lib.data.reading import Damage, encoded, full_images, name_of, read_mask
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import FullResolutionEvaluation
 from lib.evaluation.knn import stable_topk
@@ -116,13 +112,8 @@ def hard_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def segment_videos(
     network: Model, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
 ) -> Iterator[tuple[str, list[int], Tensor, Tensor]]:
-    """Propagate the masks of the first frame through every video of a table.
-
-    Args:
-        table: frames in order with ``mask`` and ``sequence``.
-        shortest: pixels of the shorter side that the network sees.
-        patch_size: pixels a side.
-        options: of ``propagate_labels``.
+    """Propagate the masks of the first frame through every video of a table, whose rows are frames in order with ``mask`` and ``sequence``.
+    ``shortest`` is the shorter side that the network sees, in pixels; ``options`` are of ``propagate_labels``.
 
     Yields:
         (sequence, the objects' numbers in the mask files, Long[frames, H, W] predicted, Long[frames, H, W] true): pixels are 0 for
@@ -135,21 +126,21 @@ def segment_videos(
     device = next(network.parameters()).device
     names = table["sequence"].to_pylist()
     for sequence in tqdm(list(dict.fromkeys(names)), "videos", disable=not progress, mininterval=2):
-        frames = table.filter([name == sequence for name in names])
-        if len(frames) < 3:
-            raise ValueError(f"table: {sequence} has {len(frames)} frames, accepts 3 or more a sequence")
+        rows = [row for row, name in enumerate(names) if name == sequence]
+        if len(rows) < 3:
+            raise ValueError(f"table: {sequence} has {len(rows)} frames, accepts 3 or more a sequence")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Damage)
             try:
-                images = list(full_images(frames, shortest=shortest, multiple=patch_size, device=device))
+                images = list(full_images(table, rows=rows, shortest=shortest, multiple=patch_size, device=device))
             except Damage as damage:
                 raise ValueError(str(damage).removesuffix("; left out")) from damage
-        of_frames = [read_mask(encoded(frames, row, "mask")) for row in range(len(frames))]
+        of_frames = [read_mask(encoded(table, row, "mask")) for row in rows]
         for column, sizes in (("image", [image.size for image in images]), ("mask", [tuple(mask.shape) for mask in of_frames])):
-            for row, size in enumerate(sizes):
+            for row, size in zip(rows, sizes):
                 if size != sizes[0]:
-                    path = frames[column][row].as_py()["path"]
-                    raise ValueError(f"{path}: got (height, width) {size}, accepts {sizes[0]}, that of the first frame")
+                    culprit = name_of(encoded(table, row, column))
+                    raise ValueError(f"{culprit}: got (height, width) {size}, accepts {sizes[0]}, that of the first frame")
         masks = torch.stack(of_frames)
         objects = [number for number in masks[0].unique().tolist() if number]
         truth = sum(((masks == number) * (i + 1) for i, number in enumerate(objects)), torch.zeros_like(masks))
@@ -162,11 +153,8 @@ def segment_videos(
         yield sequence, objects, predicted, truth
 
 
-def video_accuracy(
-    network: Model, table: pa.Table, *, shortest: int, patch_size: int, progress: bool = False, **options
-) -> dict[str, float]:
+def video_accuracy(network: Model, table: pa.Table, **options) -> dict[str, float]:
     """J and F of label propagation in percent, mean over the objects, for each object over its frames without the first and the last.
-
     Arguments as of ``segment_videos``.
 
     Returns:
@@ -174,8 +162,7 @@ def video_accuracy(
         motion; ``objects``, their number.
     """
     scores: dict[str, list[float]] = {}
-    videos = segment_videos(network, table, shortest=shortest, patch_size=patch_size, progress=progress, **options)
-    for _, objects, predicted, truth in videos:
+    for _, objects, predicted, truth in segment_videos(network, table, **options):
         for name, masks in (("", predicted), ("still_", truth[:1].expand_as(truth))):
             for number in range(1, len(objects) + 1):
                 pairs = [(masks[t] == number, truth[t] == number) for t in range(1, len(truth) - 1)]
@@ -187,36 +174,6 @@ def video_accuracy(
     for name in ("", "still_"):
         figures[f"{name}jf_mean"] = (figures[f"{name}j_mean"] + figures[f"{name}f_mean"]) / 2
     return figures | {"objects": float(len(scores["j_mean"]))}
-
-
-def save_masks(predicted: Tensor, objects: list[int], folder: str | Path) -> list[Path]:
-    """Write predicted objects Long[frames, H, W] in the format of DAVIS, as palette images ``00000.png`` ….
-
-    Args:
-        predicted: 0 is background, i + 1 the i-th object.
-        objects: their numbers in the mask files; a single object of number 255 (DAVIS-2016) keeps that number.
-        folder: created if it does not exist.
-
-    Returns:
-        The files.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if max(objects, default=0) > 255:
-        raise ValueError(f"objects: got the number {max(objects)}, a palette accepts 1 to 255")
-    numbers = torch.tensor([0, *objects])
-    files = []
-    for t, frame in enumerate(numbers[predicted].byte().numpy()):
-        image = Image.fromarray(frame, "P")
-        image.putpalette(_palette())
-        files.append(folder / f"{t:05d}.png")
-        image.save(files[-1])
-    return files
-
-
-def _palette() -> list[int]:
-    """The colours of VOC and DAVIS: the bits of a number go to red, green and blue in turn, and fill each from its highest bit on."""
-    return [sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for number in range(256) for channel in range(3)]
 
 
 def region_similarity(mask: Tensor, truth: Tensor) -> float:
@@ -286,10 +243,9 @@ class VideoSegmentation(FullResolutionEvaluation, name="video"):
     Settings = VideoSettings
     once = ("still_j_mean", "still_f_mean", "still_jf_mean", "objects", "left_out")
 
-    def load(self, *, root: str | Path | None = None, device: str | torch.device = "cpu", progress: bool = False) -> Inputs:
+    def load(self, **options: Any) -> Inputs:
         """``test`` is a table of frames with ``mask`` and ``sequence``."""
-        table = read_table(self.settings.data, self.settings.split, root=root)
-        return Inputs(table, fingerprints={"test": fingerprint(table)}, left_out=0)
+        return replace(super().load(**options), left_out=0)  # a damaged frame is an error
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         return video_accuracy(network, inputs.test, progress=context.progress, **self.options)

@@ -3,8 +3,6 @@
 Source: Zhang et al., "Colorful Image Colorization", ECCV 2016, section 2.1.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -27,12 +25,10 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def quantise(ab: Tensor) -> tuple[Tensor, Tensor]:
-    """Bins of colours ab Float[..., 2].
-
-    Returns:
-        Long[...], the nearest bin of ``BINS``; Float[..., Q], the soft encoding (section 2.1): a Gaussian over the five nearest.
+    """Of colours ab Float[..., 2], the nearest bins of ``BINS``, Long[...], and the soft encoding (section 2.1), a Gaussian over the five
+    nearest, Float[..., Q].
     """
-    distance, nearest = torch.cdist(ab.flatten(0, -2), _bins(ab.device, ab.dtype)).topk(NEAREST, largest=False)
+    distance, nearest = torch.cdist(ab.flatten(0, -2), BINS.to(ab)).topk(NEAREST, largest=False)
     shares = (-distance.square() / (2 * SIGMA**2)).softmax(1)
     soft = torch.zeros(len(distance), len(BINS), dtype=ab.dtype, device=ab.device).scatter_(1, nearest, shares)
     return nearest[:, 0].view(ab.shape[:-1]), soft.view(*ab.shape[:-1], -1)
@@ -50,8 +46,3 @@ def _visible() -> Tensor:
 
 
 BINS = _visible()
-
-
-@cache
-def _bins(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return BINS.to(device, dtype)

@@ -50,12 +50,8 @@ class Contrastive(Pretext, method="contrastive"):
 def info_nce(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> tuple[Tensor, Tensor]:
     """Cross-entropy of identifying the other view of the same image among all other views, by cosine (SimCLR, eq. 1: NT-Xent).
 
-    Args:
-        first, second: Float[B, D], two views of the same B images.
-        temperature: of the softmax.
-
-    Returns:
-        The loss in nats, the mean over all 2B views, and the fraction of views for which the right one is the most similar; scalars.
+    ``first`` and ``second`` Float[B, D] are two views of the same B images. The results are scalars: the loss in nats, the mean over all 2B
+    views, and the fraction of views for which the right one is the most similar.
 
     Raises:
         ValueError: shapes that differ, or a batch of one image.

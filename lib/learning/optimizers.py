@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 
@@ -20,12 +20,8 @@ def make_optimizer(learner: nn.Module, name: str = "adamw") -> torch.optim.Optim
 
 
 def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> torch.optim.Optimizer:
-    """AdamW whose rate decreases by a factor from each layer of a timm network to the layer below it (BEiT: Bao et al., ICLR 2022, appendix).
-
-    Args:
-        network: its last layer has the full rate, or with heads one factor less.
-        decay: the factor.
-        heads: modules on top of the network, at the full rate.
+    """AdamW whose rate decreases by the factor ``decay`` from each layer of a timm network to the layer below it (BEiT: Bao et al., ICLR 2022,
+    appendix). The last layer has the full rate; with heads on top of the network, these have it, and the last layer one factor less.
     """
     groups = param_groups_layer_decay(network, weight_decay=1.0, layer_decay=decay)
     if heads:
@@ -33,10 +29,7 @@ def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> 
         for group in groups:
             group["lr_scale"] *= decay / last
     for head in heads:
-        parameters = [p for p in head.parameters() if p.requires_grad]
-        groups += [
-            {"params": [p for p in parameters if (p.ndim > 1) == bool(wd)], "weight_decay": wd, "lr_scale": 1.0} for wd in (0.0, 1.0)
-        ]
+        groups += [group | {"lr_scale": 1.0} for group in param_groups_weight_decay(head, weight_decay=1.0)]
     for group in groups:
         group["decays"] = group["weight_decay"] > 0
     return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)

@@ -31,9 +31,8 @@ class JigsawConfig(PretextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.tile_size <= self.cell_size or self.tile_size % self.patch_size:
-            raise ValueError(
-                f"tile_size: got {self.tile_size}, accepts whole patches of {self.patch_size} pixels, at most cell_size ({self.cell_size})"
-            )
+            accepted = f"whole patches of {self.patch_size} pixels, at most cell_size ({self.cell_size})"
+            raise ValueError(f"tile_size: got {self.tile_size}, accepts {accepted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +154,8 @@ def distant_permutations(count: int, tiles: int) -> Tensor:
 
 
 def cut_tiles(crops: Tensor, cell: int, tile: int, generator: torch.Generator) -> Tensor:
-    """A tile from a random place in every cell; each channel of a tile has mean 0 and standard deviation 1.
-
-    Args:
-        crops: Float[B, 3, k cell, k cell].
-        cell, tile: pixels a side.
-        generator: source of randomness, on the CPU.
-
-    Returns:
-        Float[B, k k, 3, tile, tile], row-major.
+    """A tile from a random place in every cell of crops Float[B, 3, k cell, k cell]: Float[B, k k, 3, tile, tile], row-major. Each channel of
+    a tile has mean 0 and standard deviation 1; the generator is on the CPU.
     """
     cells = crops.unfold(2, cell, cell).unfold(3, cell, cell).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # [B, k k, 3, cell, cell]
     corners = torch.randint(cell - tile + 1, (*cells.shape[:2], 2, 1), generator=generator).to(crops.device)

@@ -143,13 +143,8 @@ class Supervised(Classification, method="supervised"):
 
 
 def erase(pixels: Tensor, probability: float, generator: torch.Generator, *, first: int = 0) -> Tensor:
-    """Random erasing (Zhong et al., 2020) with noise: a box of 2% to a third of the area, of aspect 0.3 to 3.3.
-
-    Args:
-        pixels: Float[B, 3, h, w], normalised.
-        probability: of a box in an image.
-        generator: source of randomness.
-        first: number of images at the start of the batch that are never erased.
+    """Random erasing (Zhong et al., 2020) with noise: with ``probability``, an image of Float[B, 3, h, w] loses a box of 2% to a third of its
+    area, of aspect 0.3 to 3.3. The ``first`` images of the batch are never erased.
     """
     batch, _, height, width = pixels.shape
     draws = torch.rand(5, batch, 1, generator=generator).to(pixels.device)

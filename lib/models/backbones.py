@@ -71,9 +71,3 @@ def convnext_mini(**options: Any) -> ConvNeXt:
 
 
 SMALL: dict[str, Callable[..., Convolutional]] = {"resnet_mini": resnet_mini, "convnext_mini": convnext_mini}
-
-
-def has_original_head(network: TimmConvNeXt) -> bool:
-    """Whether a timm ConvNeXt has the head of the original, that is pooling, norm and classifier and nothing else."""
-    head = network.head
-    return isinstance(getattr(head, "norm", None), nn.LayerNorm) and not isinstance(getattr(head, "pre_logits", None), nn.Sequential)

@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from timm.models.resnet import ResNet as TimmResNet
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
 from lib.models import backbones, vit
@@ -119,7 +120,8 @@ def _vit(arch: str, class_token: bool, pretrained: bool, options: dict[str, Any]
     # timm's network with its class token: it shows whether the architecture is a plain ViT, and it may hold the weights.
     with nullcontext() if class_token or pretrained else torch.device("meta"):
         model = timm.create_model(arch, pretrained=pretrained, **options)
-    if not vit.is_plain(model) or model.cls_token is None or model.attn_pool is not None or model.global_pool != "token":
+    plain = type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention
+    if not plain or model.cls_token is None or model.attn_pool is not None or model.global_pool != "token":
         raise ValueError(f"arch: got {arch!r}, a {type(model).__name__}; accepts a timm VisionTransformer with a class token")
     if not class_token:
         weights = model.state_dict()
@@ -138,11 +140,12 @@ def _convolutional(arch: str, pretrained: bool, options: dict[str, Any]) -> back
     if not timm.is_model(arch):
         raise ValueError(f"arch: got {arch!r}, accepts {', '.join((*vit.SMALL, *backbones.SMALL))} or a timm ViT, ResNet or ConvNeXt")
     model: Any = timm.create_model(arch, pretrained=pretrained, **options)
-    kind = type(model)
-    if kind is TimmResNet:
+    head = getattr(model, "head", None)  # the original ConvNeXt's is pooling, norm and classifier and nothing else
+    original = isinstance(getattr(head, "norm", None), nn.LayerNorm) and not isinstance(getattr(head, "pre_logits", None), nn.Sequential)
+    if type(model) is TimmResNet:
         model.__class__ = backbones.ResNet
-    elif kind is TimmConvNeXt and backbones.has_original_head(model):
+    elif type(model) is TimmConvNeXt and original:
         model.__class__ = backbones.ConvNeXt
     else:
-        raise ValueError(f"arch: got {arch!r}, a {kind.__name__}; accepts a timm ViT, ResNet or ConvNeXt")
+        raise ValueError(f"arch: got {arch!r}, a {type(model).__name__}; accepts a timm ViT, ResNet or ConvNeXt")
     return model

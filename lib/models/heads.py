@@ -96,11 +96,8 @@ class ProjectionHead(nn.Module):
 
 
 class RestorationDecoder(nn.Sequential):
-    """Reconstructs pixels from patch tokens: a 3x3 convolution over the grid, GELU, and a linear layer to the pixels of each patch.
-
-    Args:
-        dim, hidden_dim: channels D of the tokens, and of the convolution.
-        patch_size: side of a patch in pixels.
+    """Reconstructs pixels from patch tokens of D = ``dim`` channels: a 3x3 convolution over the grid to ``hidden_dim`` channels, GELU, and a
+    linear layer to the pixels of each patch.
     """
 
     def __init__(self, dim: int, hidden_dim: int, patch_size: int):

@@ -11,12 +11,8 @@ from lib.models.vit import ViT
 
 
 class SimplePyramid(nn.Module):
-    """The simple feature pyramid of ViTDet (Li et al., ECCV 2022, section 3). From the last map, of stride s, it computes maps of strides
-    s/4, s/2, s and 2s by transposed convolutions and max pooling.
-
-    Args:
-        network: a network of ``create_model``, which becomes a submodule.
-        width: channels of all four maps.
+    """The simple feature pyramid of ViTDet (Li et al., ECCV 2022, section 3). From the last map of a network, of stride s, it computes maps
+    of strides s/4, s/2, s and 2s, with ``width`` channels each, by transposed convolutions and max pooling.
 
     Attributes:
         out_channels: the width, under the name that torchvision's detectors need.

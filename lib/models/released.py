@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.models.base import Model
 from lib.models.factory import create_model
-from lib.models.heads import ProjectionHead
 
 SOURCES = ("attmask", "ibot", "dino", "simpool")
 WEIGHTS = ("teacher", "student")
@@ -22,6 +21,11 @@ WEIGHTS = ("teacher", "student")
 POOLING = ("simpool.", "gp.pool.", "head.global_pool.pool.", "global_pool.pool.")
 CLASSIFIERS = ("head", "fc", "head.fc")
 PROJECTION = ("head.mlp", "head.last_")  # in files without "backbone." before the names of the network
+
+# Types in these checkpoints other than tensors: parsed arguments, and single NumPy numbers such as learning rates.
+SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd")]
+HARMLESS += [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 # Names of the ConvNeXt repository, and timm's.
 CONVNEXT = (
@@ -45,7 +49,7 @@ def load_released(path: str | Path, arch: str, *, source: str, weights: str = "t
 
     Accepted layouts are full checkpoints (``teacher`` and ``student``, with names after ``backbone.`` and ``head.``), timm's training
     checkpoints (``state_dict`` and ``state_dict_ema``), and a single network, as ``state_dict`` or as the whole file. A leading
-    ``module.`` is ignored. Left out on purpose are projection heads (see ``load_released_head``), the auxiliary statistics of split
+    ``module.`` is ignored. Left out on purpose are projection heads, the auxiliary statistics of split
     batch norms (``aux_bn``, for augmented splits in training only), and everything that is not part of the network. All other names
     must fit.
 
@@ -76,7 +80,7 @@ def load_released(path: str | Path, arch: str, *, source: str, weights: str = "t
         if value not in accepted:
             raise ValueError(f"{argument}: got {value!r}, accepts {', '.join(accepted)}")
     checkpoint = _read(path)
-    tensors = _timm_names(_backbone(_tensors(checkpoint, path, weights)))
+    tensors = _timm_names(_tensors(checkpoint, path, weights))
     simpool = any(name.startswith("pooling.") for name in tensors)
     if simpool != (source == "simpool"):
         with_or_without, sources = ("with", "simpool") if simpool else ("without", "attmask, ibot, dino")
@@ -86,42 +90,14 @@ def load_released(path: str | Path, arch: str, *, source: str, weights: str = "t
         tensors = {name: value for name, value in tensors.items() if name.removesuffix(".bias").removesuffix(".weight") not in CLASSIFIERS}
     settings.setdefault("released_positions", not simpool or settings.get("norm_after", False))
     model = create_model(arch, **settings)
-    _fill(model, tensors, f"arch: got {arch!r} for {path}")
+    shapes, model_shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (tensors, model.state_dict()))
+    misfits = [name for name in model_shapes | shapes if shapes.get(name) != model_shapes.get(name)]
+    if misfits:
+        examples = "; ".join(f"{name} is {shapes.get(name, 'missing')}, not {model_shapes.get(name, 'known')}" for name in misfits[:4])
+        count = f"{len(misfits)} of {len(model_shapes)} names"
+        raise ValueError(f"arch: got {arch!r} for {path}: {count} do not fit: {examples}; accepts the network that was saved")
+    model.load_state_dict(tensors)
     return model.eval()
-
-
-def load_released_head(path: str | Path, *, weights: str = "teacher", tokens: str = "cls") -> ProjectionHead:
-    """The projection head of a full checkpoint, in evaluation mode.
-
-    Args:
-        path: a file with ``teacher`` and ``student``, or with one network and its head.
-        weights: ``teacher`` or ``student``, the network of the head.
-        tokens: ``cls`` or ``patch``. Class token and patches have separate last layers in iBOT's head, unless they share one.
-
-    Returns:
-        ProjectionHead; its gain is frozen if all its values are 1.
-
-    Raises:
-        ValueError: as in ``load_released``, or a file whose head is missing or has batch norms.
-    """
-    for argument, value, accepted in (("weights", weights, WEIGHTS), ("tokens", tokens, ("cls", "patch"))):
-        if value not in accepted:
-            raise ValueError(f"{argument}: got {value!r}, accepts {', '.join(accepted)}")
-    tensors = _tensors(_read(path), path, weights)
-    tensors = {name.removeprefix("head."): value for name, value in tensors.items() if name.startswith(PROJECTION)}
-    other = "last_layer2." if tokens == "cls" or "last_layer2.weight_v" not in tensors else "last_layer."
-    tensors = {name.replace("last_layer2.", "last_layer."): value for name, value in tensors.items() if not name.startswith(other)}
-    linear = [value for name, value in tensors.items() if re.fullmatch(r"mlp\.\d+\.weight", name) and value.ndim == 2]
-    if not linear or not {"last_layer.weight_g", "last_layer.weight_v"} <= tensors.keys():
-        raise ValueError(f"path: {path} has no projection head for its {weights}; accepts full checkpoints of AttMask, iBOT, DINO")
-    sizes: dict[str, Any] = dict(hidden_dim=linear[0].shape[0], bottleneck_dim=linear[-1].shape[0], layers=len(linear))
-    is_frozen = bool((tensors["last_layer.weight_g"] == 1).all())
-    head = ProjectionHead(linear[0].shape[1], len(tensors["last_layer.weight_v"]), **sizes, norm_last_layer=is_frozen)
-    _fill(head, tensors, f"path: the head in {path}")
-    return head.eval()
-
-
-# ---- the file ---------------------------------------------------------------------------------------------------------
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:
@@ -129,7 +105,7 @@ def _read(path: str | Path) -> Mapping[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"path: got {path}, no such file; accepts a released checkpoint")
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(HARMLESS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         refusal = re.search(r"GLOBAL (\S+) (?:was|whose)", str(error))  # torch's message names the object that it did not build
@@ -138,13 +114,6 @@ def _read(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"path: {path} holds a {type(checkpoint).__name__}, accepts a dictionary")
     return checkpoint
-
-
-def _harmless() -> list[Any]:
-    """Types in these checkpoints other than tensors: parsed arguments, and single NumPy numbers such as learning rates."""
-    numbers = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
-    scalar = np.float64(0).__reduce__()[0]
-    return [argparse.Namespace, np.dtype, *numbers, *[(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]]
 
 
 def _tensors(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> dict[str, Tensor]:
@@ -164,15 +133,13 @@ def _tensors(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> d
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def _backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the projection head and auxiliary statistics."""
-    head = "head." if any(name.startswith("backbone.") for name in tensors) else PROJECTION
-    names = [name for name in tensors if not name.startswith(head) and ".aux_bn." not in name]
-    return {name.removeprefix("backbone."): tensors[name] for name in names}
-
-
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under timm's names, with ``pooling.`` before SimPool's parameters."""
+    """The backbone's tensors under timm's names, with ``pooling.`` before SimPool's parameters; without the projection head and auxiliary
+    statistics.
+    """
+    head = "head." if any(name.startswith("backbone.") for name in tensors) else PROJECTION
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(head) and ".aux_bn." not in name}
+    tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
     result, convnext = {}, any(name.startswith("downsample_layers.") for name in tensors)
     for name, value in tensors.items():
         prefix = next((prefix for prefix in POOLING if name.startswith(prefix)), None)
@@ -183,9 +150,6 @@ def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 name = re.sub(pattern, replacement, name)
         result[name] = value
     return result
-
-
-# ---- the network ------------------------------------------------------------------------------------------------------
 
 
 def _settings(
@@ -200,17 +164,14 @@ def _settings(
         self_supervised = transformer and (is_full or (beta and not classes and "state_dict_ema" not in checkpoint))
         settings |= dict(pooling="simpool", norm_after=self_supervised)
         self_supervised = transformer and options.get("norm_after", self_supervised)
-        gamma = _gamma(checkpoint.get("args"), 1.25 if transformer else 2.0, beta, self_supervised)
+        default = 1.25 if transformer else 2.0
+        gamma = getattr(checkpoint.get("args"), "gamma", default)
+        if self_supervised:  # the authors' models have a gamma if and only if they have a beta
+            gamma = default if beta else None
+        elif gamma is None and beta:
+            gamma = default
         options = options | dict(pooling_options=dict(gamma=gamma, beta=beta) | (options.get("pooling_options") or {}))
     return settings | options
-
-
-def _gamma(args: Any, default: float, beta: bool, self_supervised_vit: bool) -> float | None:
-    """SimPool's exponent, which is not a parameter. The authors' self-supervised ViT has a gamma if and only if it has a beta."""
-    if self_supervised_vit:
-        return default if beta else None
-    gamma = getattr(args, "gamma", default)
-    return default if gamma is None and beta else gamma
 
 
 def _sizes(tensors: dict[str, Tensor], path: str | Path) -> dict[str, int]:
@@ -222,15 +183,3 @@ def _sizes(tensors: dict[str, Tensor], path: str | Path) -> dict[str, int]:
     if side * side != positions:
         raise ValueError(f"path: {path} has {positions} positions, accepts a square number of them")
     return dict(img_size=side * patch, patch_size=patch)
-
-
-def _fill(model: nn.Module, tensors: dict[str, Tensor], culprit: str) -> None:
-    """Load the weights. Names and shapes must be exactly those of the model."""
-    shapes, model_shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (tensors, model.state_dict()))
-    misfits = [name for name in model_shapes | shapes if shapes.get(name) != model_shapes.get(name)]
-    if misfits:
-        examples = "; ".join(f"{name} is {shapes.get(name, 'missing')}, not {model_shapes.get(name, 'known')}" for name in misfits[:4])
-        raise ValueError(
-            f"{culprit}: {len(misfits)} of {len(model_shapes)} names do not fit: {examples}; accepts the network that was saved"
-        )
-    model.load_state_dict(tensors)

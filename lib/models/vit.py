@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lib.models.base import Features, Model, simpool_keys
@@ -135,8 +135,3 @@ def _query_key_value(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, Float[B, heads, T, d] each."""
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
-
-
-def is_plain(model: nn.Module) -> bool:
-    """Whether a timm network is a Vision Transformer with standard blocks and attention layers."""
-    return type(model) is VisionTransformer and type(model.blocks[-1]) is Block and type(model.blocks[-1].attn) is Attention

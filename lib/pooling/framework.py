@@ -176,19 +176,11 @@ def landscape() -> pd.DataFrame:
 # ---- pooling functions ------------------------------------------------------------------------------------------------
 
 
-def f_alpha(x: Tensor, alpha: float) -> Tensor:
-    """x^((1 - alpha) / 2), or ln x for alpha = 1 (SimPool, eq. 4); x > 0."""
-    return x.log() if alpha == 1 else x.pow((1 - alpha) / 2)
-
-
-def f_alpha_inverse(y: Tensor, alpha: float) -> Tensor:
-    """The inverse function of ``f_alpha``."""
-    return y.exp() if alpha == 1 else y.pow(2 / (1 - alpha))
-
-
 @dataclass(frozen=True)
 class Power:
-    """f_alpha with gamma = (1 - alpha) / 2: 1 is the weighted sum, 0 the geometric mean, infinity the maximum."""
+    """f_alpha(x) = x^((1 - alpha) / 2), or ln x for alpha = 1 (SimPool, eq. 4), of x > 0, with gamma = (1 - alpha) / 2: 1 is the weighted
+    sum, 0 the geometric mean, infinity the maximum.
+    """
 
     gamma: float
 
@@ -227,6 +219,17 @@ class Exponential:
 # ---- parts that several methods share ----------------------------------------------------------------------------------
 
 
+def variable(letter: str) -> Part:
+    """The part that is one of the variables itself."""
+    return part(letter)(lambda self, t: getattr(t, letter))
+
+
+features = variable("X")
+current_vectors = variable("U")
+values = variable("V")
+pooled_values = variable("Z")
+
+
 @part("pi_A(X)")
 def average(self: Any, t: Variables) -> Tensor:
     return t.X.mean(1, keepdim=True)
@@ -236,16 +239,6 @@ def average(self: Any, t: Variables) -> Tensor:
 def learned_vectors(self: Any, t: Variables) -> Tensor:
     """The parameter ``self.initial`` [k, D], the same for all images."""
     return self.initial.expand(len(t.X), -1, -1)
-
-
-@part("U")
-def current_vectors(self: Any, t: Variables) -> Tensor:
-    return t.U
-
-
-@part("X")
-def features(self: Any, t: Variables) -> Tensor:
-    return t.X
 
 
 @part("x^T y")
@@ -268,11 +261,6 @@ def uniform(self: Any, t: Variables) -> Tensor:
 @part("f_-1")
 def weighted_sum(self: Any, t: Variables) -> Power:
     return Power(1.0)
-
-
-@part("Z")
-def pooled_values(self: Any, t: Variables) -> Tensor:
-    return t.Z
 
 
 def over_tokens(scores: Tensor) -> Tensor:

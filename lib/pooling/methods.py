@@ -6,6 +6,7 @@ method, ``dim``, is the number of channels D.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from lib.pooling.framework import (
     pooled_values,
     split_heads,
     uniform,
+    values,
     weighted_sum,
 )
 
@@ -272,11 +274,6 @@ def gated_features(self: Any, t: Variables) -> Tensor:
     return t.Q * t.X
 
 
-@part("V")
-def values(self: Any, t: Variables) -> Tensor:
-    return t.V
-
-
 class SE(Pooling, name="se"):
     """Squeeze and excitation (Hu et al., 2018): a gate for every channel. ``reduction`` divides the channels inside the gate."""
 
@@ -349,11 +346,15 @@ class CBAM(Pooling, name="cbam"):
 
 
 class _ClassToken(Pooling):
-    """A learned token that attends to the features in ``block``, which is applied ``iterations`` times with the same weights."""
+    """A learned token that attends to the features in ``block``, which is applied ``iterations`` times with the same weights.
+
+    Subclasses define ``project(x, kind)``, the queries ("q"), keys ("k") or values ("v") of tokens, Float[B, T, D] each.
+    """
 
     group, category_level, iterative, simplified = 4, True, True, True
     U0, s, f = learned_vectors, dot_product, weighted_sum
     block: Any  # a block of timm
+    project: Callable[[Tensor, str], Tensor]
 
     def __init__(self, dim: int, heads: int, iterations: int):
         super().__init__(dim)
@@ -361,6 +362,18 @@ class _ClassToken(Pooling):
         _check_count("iterations", iterations)
         self.heads, self.iterations = heads, iterations
         self.initial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim), std=0.02))
+
+    @part("g_m(W_Q U)")
+    def phi_Q(self, t: Variables) -> Tensor:
+        return split_heads(self.project(t.U, "q"), self.heads)
+
+    @part("g_m(W_K X)")
+    def phi_K(self, t: Variables) -> Tensor:
+        return split_heads(self.project(t.X, "k"), self.heads)
+
+    @part("g_m(W_V X)")
+    def phi_V(self, t: Variables) -> Tensor:
+        return split_heads(self.project(t.X, "v"), self.heads)
 
     @part("sigma_2(S_i/sqrt d), m heads")
     def h(self, t: Variables) -> Tensor:
@@ -381,22 +394,9 @@ class CLS(_ClassToken, name="cls"):
         super().__init__(dim, heads, iterations)
         self.block = Block(dim, heads, qkv_bias=True)
 
-    def _project(self, x: Tensor, index: int) -> Tensor:
-        """The queries (index 0), keys (1) or values (2) of tokens."""
-        rows, qkv = slice(index * self.dim, (index + 1) * self.dim), self.block.attn.qkv
-        return split_heads(F.linear(self.block.norm1(x), qkv.weight[rows], qkv.bias[rows]), self.heads)
-
-    @part("g_m(W_Q U)")
-    def phi_Q(self, t: Variables) -> Tensor:
-        return self._project(t.U, 0)
-
-    @part("g_m(W_K X)")
-    def phi_K(self, t: Variables) -> Tensor:
-        return self._project(t.X, 1)
-
-    @part("g_m(W_V X)")
-    def phi_V(self, t: Variables) -> Tensor:
-        return self._project(t.X, 2)
+    def project(self, x: Tensor, kind: str) -> Tensor:
+        weight, bias = (parameters.chunk(3)["qkv".index(kind)] for parameters in (self.block.attn.qkv.weight, self.block.attn.qkv.bias))
+        return F.linear(self.block.norm1(x), weight, bias)
 
     @part("MLP(MSA(X))")
     def phi_X(self, t: Variables) -> Tensor:
@@ -424,17 +424,8 @@ class CaiT(_ClassToken, name="cait"):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.block = LayerScaleBlockClassAttn(dim, heads, qkv_bias=True, init_values=layer_scale, norm_layer=norm)
 
-    @part("g_m(W_Q U)")
-    def phi_Q(self, t: Variables) -> Tensor:
-        return split_heads(self.block.attn.q(self.block.norm1(t.U)), self.heads)
-
-    @part("g_m(W_K X)")
-    def phi_K(self, t: Variables) -> Tensor:
-        return split_heads(self.block.attn.k(self.block.norm1(t.X)), self.heads)
-
-    @part("g_m(W_V X)")
-    def phi_V(self, t: Variables) -> Tensor:
-        return split_heads(self.block.attn.v(self.block.norm1(t.X)), self.heads)
+    def project(self, x: Tensor, kind: str) -> Tensor:
+        return getattr(self.block.attn, kind)(self.block.norm1(x))
 
     @part("MLP(g_m^-1(Z))")
     def phi_U(self, t: Variables) -> Tensor:

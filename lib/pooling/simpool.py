@@ -81,14 +81,9 @@ class SimPool(Pooling, name="simpool"):
         return values - values.amin(SCOPES[self.min_scope], keepdim=True) + 1e-6
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Pooled:
-        """The same result as ``Pooling.forward`` with less work. LN(X) is computed once. As there is one query, its product with all
-        keys, LN(X) W_K^T q, is computed from the right, which takes N D operations instead of N D^2.
-
-        Args:
-            x: tokens Float[B, N, D] or a map Float[B, D, H, W]; ``grid`` is not needed.
-
-        Returns:
-            Pooled: vector Float[B, D], attention Float[B, heads, N].
+        """The same result as that of ``Pooling.forward``, vector Float[B, D] and attention Float[B, heads, N], with less work; ``grid`` is not
+        needed. LN(X) is computed once. As there is one query, its product with all keys, LN(X) W_K^T q, is computed from the right, which
+        takes N D operations instead of N D^2.
         """
         t = self.variables(x, grid)
         values = self.norm_patches(t.X)  # [B, N, D]

@@ -12,8 +12,11 @@ from IPython.display import Markdown
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from lib.data.bank import Stream
+from lib.data.loading import read_table
 from lib.data.reading import encoded, read_image
 from lib.data.retrieval import RetrievalSet
+from lib.data.views import center_view
 from lib.evaluation.retrieval import RetrievalAnswer
 from lib.results import papers
 from lib.results.titles import STRATEGIES, TITLES
@@ -57,6 +60,36 @@ def image_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: 
     for axis, title in zip(axes[0], titles or []):
         axis.set_title(title, fontsize=10)
     plt.show()
+
+
+def photographs(scale: str, count: int, size: int) -> Tensor:
+    """Photographs to look at: at smoke scale the first of the card ``photographs``, else held-out ones of Imagenette, evenly spaced.
+
+    Args:
+        scale: smoke, small or paper.
+        count: how many.
+        size: pixels a side.
+
+    Returns:
+        Their centre views Float[count, 3, size, size], normalised.
+
+    Raises:
+        ValueError: more than there are, or missing data.
+    """
+    table = read_table("photographs" if scale == "smoke" else "imagenette", "validation")
+    if not 1 <= count <= len(table):
+        raise ValueError(f"count: got {count}, accepts 1 to {len(table)}, the number of photographs")
+    rows = range(count) if scale == "smoke" else torch.linspace(0, len(table) - 1, count).long().tolist()
+    [(pixels, sizes, _)] = Stream(table.take(list(rows)), size).batches([torch.arange(count)])
+    return center_view(pixels, size, crop=1.0, sizes=sizes)
+
+
+def overlay(picture: Tensor, single: Tensor, *, strength: float = 0.6) -> Tensor:
+    """A map Float[h, w], stretched to its range and resized (bicubic), in colours over the picture Float[3, H, W] in [0, 1]."""
+    resized = torch.nn.functional.interpolate(single[None, None].float(), picture.shape[1:], mode="bicubic", align_corners=False)[0, 0]
+    levels = (resized - resized.min()) / (resized.max() - resized.min()).clamp(min=1e-9)
+    colours = torch.from_numpy(sns.color_palette("inferno", as_cmap=True)(levels.numpy())[..., :3]).permute(2, 0, 1).float()
+    return torch.lerp(picture, colours, strength).clamp(0, 1)
 
 
 def box_on(image: Image.Image, boxes: dict[str, list]) -> Tensor:

@@ -31,8 +31,9 @@ import torch
 print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # smoke or small: where the map's picture comes from
-image: int = 11  # number of the image
+scale: str = "smoke"  # smoke: photographs that are installed with the project; small: Imagenette under $COMPANION_DATA
+images: int = 5  # photographs to show
+network: str = "best"  # whose attention is shown: best, a name of lib.keep.kept_names(), or timm:NAME, a pre-trained ViT of timm
 
 # %%
 from lib.keys import check_parameters
@@ -40,33 +41,30 @@ from lib.keys import check_parameters
 check_parameters(globals())
 
 # %% [markdown]
-# ## The idea on one image
+# ## The idea on some photographs
 #
-# A small network that was trained without labels on photographs looks at an image. Its class token's attention says where
-# the object is: hide what it attends (AttMask), or pool what it attends (SimPool).
+# A small network looks at photographs that it has never seen. It was trained on other photographs, without labels. Its attention says which
+# places it finds telling. Both papers build on this map: AttMask hides what is attended, so that a student has to guess it, and SimPool
+# pools what is attended.
 
 # %%
-from lib.data import bank
-from lib.data.scenes import render
-from lib.data.views import center_view, denormalise
+from lib.data.views import denormalise
+from lib.keep import network_to_show
 from lib.masking import attention_mask
-from lib.keep import load_kept
-from lib.results.figures import hide_patches, image_grid
+from lib.results.figures import hide_patches, image_grid, overlay, photographs
 
-pixels = (
-    render(torch.tensor([image]), size=112).images
-    if scale == "smoke"
-    else bank("imagenette", "validation", 112, progress=False).images[image : image + 1]
-)
-view = center_view(pixels, 112, crop=1.0)
+views = photographs(scale, images, 224)
 with torch.no_grad():
-    features = load_kept("ibot_cpu-attmask_high").features(view)
-attention = features.attention.mean(1)
-picture, mask = denormalise(view)[0], attention_mask(attention, 0.3, strategy="high")[0]
+    features = network_to_show(network).features(views)
+attention, grid, pictures = features.attention.mean(1), features.grid, denormalise(views)
+masks = attention_mask(attention, 0.4, strategy="high")
 image_grid(
-    {"": [picture, attention[0].view(features.grid), hide_patches(picture, mask, features.grid)]},
-    titles=["image", "attention", "hidden"],
-    size=2,
+    {
+        "photograph": list(pictures),
+        "attention": [overlay(picture, single.view(grid)) for picture, single in zip(pictures, attention)],
+        "AttMask-High": [hide_patches(picture, mask, grid) for picture, mask in zip(pictures, masks)],
+    },
+    size=1.7,
 )
 
 # %% [markdown]

@@ -26,10 +26,11 @@ import torch
 print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # smoke: procedural scenes; small: Imagenette under $COMPANION_DATA
+scale: str = "smoke"  # smoke: photographs and scenes that are installed with the project; small: Imagenette under $COMPANION_DATA
 seed: int = 0  # of the masks
 ratio: float = 0.3  # masked fraction r of the patches, in [0, 1)
-images: int = 4  # images to show
+images: int = 5  # photographs to show
+network: str = "best"  # whose attention is shown: best, a name of lib.keep.kept_names(), or timm:NAME, a pre-trained ViT of timm
 
 # %%
 from lib.keys import check_parameters
@@ -39,23 +40,19 @@ check_parameters(globals())
 # %% [markdown]
 # ## The images and a teacher
 #
-# The teacher is a small Vision Transformer that was trained with iBOT on real photographs (notebook 04; the weights are a
-# recorded checkpoint). It sees the **whole** image. Patches of 8 pixels on 112 pixels give the papers' grid of 14 x 14
-# tokens.
+# The teacher is a small Vision Transformer that was trained without labels on photographs (notebook 04; its weights are kept in
+# `records/checkpoints`). Of the kept networks, `best` is the one whose attention is best on objects: AttMask-High would hide the most of
+# the objects by it, over what AttMask-Low would hide, in photographs that it was not trained on. The teacher sees the **whole** image:
+# patches of 8 pixels on 224 pixels give a grid of 28 x 28 tokens.
 
 # %%
-from lib.data import bank
-from lib.data.scenes import render
-from lib.data.views import center_view, denormalise
-from lib.keep import load_kept
+from lib.data.views import denormalise
+from lib.keep import network_to_show
+from lib.results.figures import photographs
 
-if scale == "smoke":
-    pixels = render(torch.arange(8, 8 + images), size=112).images  # uint8[B, 3, 112, 112]
-else:
-    pixels = bank("imagenette", "validation", 112, progress=False).images[:: 3925 // images][:images]
-views = center_view(pixels, 112, crop=1.0)
+views = photographs(scale, images, 224)  # Float[B, 3, 224, 224]
 pictures = denormalise(views)
-teacher = load_kept("ibot_cpu-attmask_high")
+teacher = network_to_show(network)
 
 # %% [markdown]
 # ## Its attention
@@ -101,13 +98,13 @@ masks = {
 # revealed tokens is raised to 5% here, so that the hints can be seen; training uses the paper's smaller share.
 
 # %%
-from lib.results.figures import hide_patches, image_grid
+from lib.results.figures import hide_patches, image_grid, overlay
 from lib.results.titles import TITLES
 
-rows = {"Image": list(pictures), "Attention": [a.view(grid) for a in attention]}
+rows = {"Image": list(pictures), "Attention": [overlay(p, a.view(grid)) for p, a in zip(pictures, attention)]}
 for name, mask in masks.items():
     rows[TITLES[name]] = [hide_patches(p, m, grid) for p, m in zip(pictures, mask)]
-image_grid(rows)
+image_grid(rows, size=1.6)
 
 # %% [markdown]
 # How much of an image, and how much of the teacher's attention, does each strategy hide? Block-wise masking may end below its

@@ -30,6 +30,7 @@ scale: str = "smoke"  # smoke: runs of seconds; small: the entry for this machin
 seed: int = 0  # of weights, order, views, masks
 record: bool = False  # leave a line in records/ for each finished run
 strategies: list = ["block", "attmask_high"]  # what to compare
+network: str = "best"  # whose attention is shown: best, a name of lib.keep.kept_names(), or timm:NAME, a pre-trained ViT of timm
 
 # %%
 from lib.keys import check_parameters
@@ -43,22 +44,20 @@ check_parameters(globals())
 # is more to learn from the same image. Here is one image before and after its most attended 40% are hidden.
 
 # %%
-from lib.data.scenes import render
-from lib.data.views import center_view, denormalise
+from lib.data.views import denormalise
+from lib.keep import network_to_show
 from lib.masking import attention_mask
-from lib.keep import load_kept
-from lib.results.figures import hide_patches, image_grid
+from lib.results.figures import hide_patches, image_grid, photographs
 
-teacher = load_kept("ibot_cpu-attmask_high")
-view = center_view(render(torch.tensor([11]), size=112).images, 112, crop=1.0)
+view = photographs(scale, 3, 224)[-1:]
 with torch.no_grad():
-    features = teacher.features(view)
+    features = network_to_show(network).features(view)
 picture = denormalise(view)[0]
 pictures = [picture]
 for strategy in ("low", "high"):
     mask = attention_mask(features.attention.mean(1), 0.4, strategy=strategy)[0]
     pictures.append(hide_patches(picture, mask, features.grid))
-image_grid({"": pictures}, titles=["image", "AttMask-Low", "AttMask-High"])
+image_grid({"": pictures}, titles=["image", "AttMask-Low", "AttMask-High"], size=2)
 
 # %% [markdown]
 # ## Convergence

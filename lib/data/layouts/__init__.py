@@ -4,11 +4,9 @@ A reader is called with the dataset's folder, the place of the split in it (the 
 and the names of the classes. It returns None where the folder does not hold the split in this layout.
 """
 
-from lib.data.layouts.classification import read_image_folder, read_in9, read_parquet, read_tiny_imagenet
+from lib.data.layouts.classification import read_cub, read_image_folder, read_in9, read_parquet, read_tiny_imagenet, read_wsol
 from lib.data.layouts.common import BOXES, IMAGE, first_of_each_class, with_our_columns
-from lib.data.layouts.detection import read_coco, read_voc
-from lib.data.layouts.localization import read_cub, read_wsol
-from lib.data.layouts.masks import read_davis, read_masked
+from lib.data.layouts.objects import read_coco, read_davis, read_masked, read_voc
 from lib.data.layouts.retrieval import read_revisited
 
 __all__ = ["BOXES", "IMAGE", "LAYOUTS", "first_of_each_class", "with_our_columns"]

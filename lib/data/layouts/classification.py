@@ -1,11 +1,12 @@
-"""Images with a class each: parquet files, folders of classes, Tiny-ImageNet, ImageNet-9."""
+"""Images with a class each, some with boxes: parquet files, folders of classes, Tiny-ImageNet, ImageNet-9, CUB, wsolevaluation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.data.layouts.common import images_in, labelled_table, lines_of, table_of_files, with_our_columns
+from lib.data.layouts.common import by_key, corners, images_in, labelled_table, lines_of, single, sized, table_of_files, with_our_columns
 
 
 def read_parquet(folder: Path, split: str, columns: dict[str, list[str]], names: list[str]) -> pa.Table | None:
@@ -39,22 +40,20 @@ def read_tiny_imagenet(folder: Path, split: str, columns: dict[str, list[str]], 
     if not (folder / "wnids.txt").is_file():
         return None
     classes = names or sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
-    label_of = {name: label for label, name in enumerate(classes)}
     rows, boxes = [], []
     if split == "train":
-        for name, label in label_of.items():
-            annotations = _box_lines(folder / "train" / name / f"{name}_boxes.txt")
+        for label, name in enumerate(classes):
+            annotations = by_key(folder / "train" / name / f"{name}_boxes.txt", "\t", corners)
             for file in images_in(folder / "train" / name / "images"):
                 rows.append((file, label))
-                boxes.append([annotations[file.name]] if file.name in annotations else [])
+                boxes.append(annotations.get(file.name, []))
     else:
         listing = folder / "val" / "val_annotations.txt"
-        for line in lines_of(listing):
-            fields = line.split("\t")
-            if len(fields) < 6 or fields[1] not in label_of:
-                raise ValueError(f"{listing}: line {line!r} is not 'file, wnid, x0, y0, x1, y1'")
-            rows.append((folder / "val" / "images" / fields[0], label_of[fields[1]]))
-            boxes.append([_box(fields[2:6], listing, line)])
+        lines = by_key(listing, "\t", lambda name, *box: (classes.index(name), corners(*box)))
+        for file_name in lines:
+            label, box = single(lines, file_name, listing)
+            rows.append((folder / "val" / "images" / file_name, label))
+            boxes.append([box])
     return labelled_table(rows, boxes=boxes)
 
 
@@ -74,18 +73,29 @@ def read_in9(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Ta
     return table_of_files(files, label=labels, variant=variants)
 
 
-def _box_lines(file: Path) -> dict[str, list[float]]:
-    boxes = {}
-    for line in lines_of(file):
-        parts = line.split("\t")
-        if len(parts) != 5:
-            raise ValueError(f"{file}: line {line!r} is not 'file, x0, y0, x1, y1'")
-        boxes[parts[0]] = _box(parts[1:], file, line)
-    return boxes
+def read_cub(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``CUB/<split>`` of CUB-200-2011 as its authors pack it: ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` and
+    ``bounding_boxes.txt`` (x, y, width, height), which share the images' numbers, and ``images/``. Labels are counted from 0.
+    """
+    if not (folder / "images.txt").is_file():
+        return None
+    files = [folder / f"{name}.txt" for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")]
+    readers: list[Callable] = [lambda name: folder / "images" / name, lambda label: int(label) - 1, ("0", "1").index, sized]
+    images, labels, parts, boxes = (by_key(file, None, read) for file, read in zip(files, readers))
+    numbers = [number for number in images if single(parts, number, files[2]) == int(split == "CUB/train")]
+    rows = [(single(images, number, files[0]), single(labels, number, files[1])) for number in numbers]
+    return labelled_table(rows, boxes=[[single(boxes, number, files[3])] for number in numbers])
 
 
-def _box(numbers: list[str], file: Path, line: str) -> list[float]:
-    try:
-        return [float(number) for number in numbers]
-    except ValueError as error:
-        raise ValueError(f"{file}: line {line!r} holds a box that is not four numbers") from error
+def read_wsol(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``<dataset>/<split>`` of wsolevaluation: ``metadata/<dataset>/<split>/{image_ids,class_labels,localization}.txt``, images in
+    ``dataset/<dataset>/``. Boxes are as the files have them; an image that ``localization.txt`` does not name has none.
+    """
+    base = folder / "metadata" / split
+    if not base.is_dir():
+        return None
+    images = [line.strip() for line in lines_of(base / "image_ids.txt")]
+    labels = by_key(base / "class_labels.txt", ",", lambda label: int(label))
+    boxes = by_key(base / "localization.txt", ",", corners)
+    rows = [(folder / "dataset" / Path(split).parent / name, single(labels, name, base / "class_labels.txt")) for name in images]
+    return labelled_table(rows, boxes=[boxes.get(name, []) for name in images])

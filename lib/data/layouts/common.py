@@ -33,9 +33,9 @@ def table_of(**columns: list) -> pa.Table:
 
 
 def table_of_files(files: list[Path], *, masks: list | None = None, **columns: list) -> pa.Table:
-    """A table of image files, with the files of their masks and further columns."""
+    """A table of image files, with further columns. ``masks`` are the folders of their masks, PNG files that have the images' names."""
     if masks is not None:
-        columns["mask"] = [{"bytes": None, "path": str(mask)} for mask in masks]
+        columns["mask"] = [{"bytes": None, "path": str(folder / f"{file.stem}.png")} for folder, file in zip(masks, files)]
     images = [{"bytes": None, "path": str(file)} for file in files]
     return table_of(image=images, filename=[file.name for file in files], **columns)
 

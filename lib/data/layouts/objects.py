@@ -1,4 +1,4 @@
-"""Images with the boxes, classes and outlines of their objects: VOC and COCO."""
+"""Images and videos with the boxes, outlines or masks of their objects: VOC, COCO, folders of masks, DAVIS."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lib.data.layouts.common import lines_of, table_of_files
+from lib.data.layouts.common import images_in, lines_of, natural, table_of_files
 
 
 def read_voc(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
@@ -73,3 +73,36 @@ def read_coco(folder: Path, split: str, columns: dict, names: list[str]) -> pa.T
         order = [identity for identity in order if images[identity] in file_names]
     columns_of_objects = ("boxes", "classes", "polygons") if number else ("boxes",)
     return table_of_files([paths[i] for i in order], **{name: [objects[i][name] for i in order] for name in columns_of_objects})
+
+
+def read_masked(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``<images>:<masks>``: two folders with an image and a mask of the same name each."""
+    images, masks = (folder / part for part in split.split(":"))
+    if not images.is_dir():
+        return None
+    files = sorted(images_in(images))
+    if not files:
+        raise ValueError(f"{images}: holds no images")
+    return table_of_files(files, masks=[masks] * len(files))
+
+
+def read_davis(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Table | None:
+    """``<folder>/<list>``: ``{JPEGImages,Annotations}/480p/<sequence>/<frame>``. The lines of ``ImageSets/<folder>/<list>.txt`` name
+    sequences or their frames; without that file, all sequences are taken.
+    """
+    frames, masks = folder / "JPEGImages" / "480p", folder / "Annotations" / "480p"
+    if not frames.is_dir():
+        return None
+    listing = folder / "ImageSets" / f"{split}.txt"
+    if listing.is_file():
+        lines = [line.split()[0] for line in lines_of(listing)]
+        sequences = list(dict.fromkeys(Path(name).parent.name if "/" in name else name for name in lines))
+    else:
+        sequences = sorted(p.name for p in frames.iterdir() if p.is_dir())
+    if not sequences:
+        raise ValueError(f"{frames}: holds no sequences")
+    files = [(sequence, file) for sequence in sequences for file in sorted(images_in(frames / sequence), key=lambda f: natural(f.name))]
+    empty = set(sequences) - {sequence for sequence, _ in files}
+    if empty:
+        raise ValueError(f"{frames / min(empty)}: holds no images")
+    return table_of_files([f for _, f in files], masks=[masks / s for s, _ in files], sequence=[s for s, _ in files])
