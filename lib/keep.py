@@ -55,8 +55,8 @@ def load_kept(name: str, device="cpu") -> Model:
 
 
 def best_kept() -> str:
-    """The name of the kept network whose attention is best on objects: that of which AttMask-High would hide the most of the objects in held-out
-    photographs over what AttMask-Low would hide, by the check that its own training made at its end.
+    """The name of the kept network whose attention is best on objects, of those that were trained without labels and checked what masks hide:
+    that by which AttMask-High would hide the most of the objects in held-out photographs, over what AttMask-Low would hide.
 
     Raises:
         ValueError: no kept network made the check.
@@ -67,7 +67,7 @@ def best_kept() -> str:
         if "hidden_attmask_high" in metrics:
             contrast[name] = metrics["hidden_attmask_high"] / metrics["hidden_attmask_low"]
     if not contrast:
-        raise ValueError("network: got best, but no kept network was trained with the check hiding; accepts a name")
+        raise ValueError("network: got best, but no kept network has checked what masks hide in its training; accepts a name")
     return max(contrast, key=lambda name: contrast[name])
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     ["results"],
     ["keep"],
     ["train"],
-    ["measure", "batch"],
+    ["measure", "batch", "show"],
     ["evidence"],
 ]
 LONGEST = 60  # lines of a function beside its docstring

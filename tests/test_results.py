@@ -21,7 +21,7 @@ from lib.evaluation.base import evaluation_names
 from lib.measure import measurement_of
 from lib.results import claims, paper_tables, papers, verdicts
 from lib.results.records import append_line, records
-from lib.results.report import PAGE, report
+from lib.results.report import PAGE, README, readme, report
 from lib.results.runs import Run
 from lib.results.tables import treatments
 from lib.results.verdicts import COLUMNS, VERDICTS, Interval, coverage, finding_of, interval, rules_of, statements, verdict_of
@@ -598,6 +598,7 @@ def test_the_committed_records_are_whole():
 
 def test_the_page_of_evidence_is_current():
     assert PAGE.read_text(encoding="utf-8") == report(), "run python -m lib.results.report"
+    assert README.read_text(encoding="utf-8") == readme(), "run python -m lib.results.report"
 
 
 def test_the_commands_of_the_page_repeat_the_recorded_runs():

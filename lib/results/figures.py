@@ -1,18 +1,22 @@
 """One style for all figures, and the drawings that several notebooks share."""
 
 import io
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import seaborn as sns
 import torch
 from IPython.display import Image as Display
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from lib.data.bank import Stream
+from lib.data.layouts.common import table_of_files
 from lib.data.loading import read_table
 from lib.data.reading import encoded, read_image
 from lib.data.retrieval import RetrievalSet
@@ -41,7 +45,13 @@ def use_style() -> None:
 
 
 def image_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: float = 1.3) -> None:
-    """Draw rows of pictures under their names.
+    """Show rows of pictures beside their names; arguments as of ``drawn_grid``."""
+    drawn_grid(rows, titles=titles, size=size)
+    plt.show()
+
+
+def drawn_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: float = 1.3) -> Figure:
+    """Draw rows of pictures beside their names.
 
     Args:
         rows: name -> pictures, each Float[3, H, W] in [0, 1], uint8[3, H, W], or a map Float[H, W] in any range.
@@ -59,7 +69,7 @@ def image_grid(rows: dict[str, list], *, titles: list[str] | None = None, size: 
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
     for axis, title in zip(axes[0], titles or []):
         axis.set_title(title, fontsize=10)
-    plt.show()
+    return figure
 
 
 def photographs(scale: str, count: int, size: int) -> Tensor:
@@ -80,7 +90,20 @@ def photographs(scale: str, count: int, size: int) -> Tensor:
     if not 1 <= count <= len(table):
         raise ValueError(f"count: got {count}, accepts 1 to {len(table)}, the number of photographs")
     rows = range(count) if scale == "smoke" else torch.linspace(0, len(table) - 1, count).long().tolist()
-    [(pixels, sizes, _)] = Stream(table.take(list(rows)), size).batches([torch.arange(count)])
+    return _centre_views(table.take(list(rows)), size)
+
+
+def views_of(files: list[str], size: int) -> Tensor:
+    """The centre views Float[n, 3, size, size] of image files, normalised.
+
+    Raises:
+        ValueError: a file that is missing or damaged; it is named.
+    """
+    return _centre_views(table_of_files([Path(file) for file in files]), size)
+
+
+def _centre_views(table: pa.Table, size: int) -> Tensor:
+    [(pixels, sizes, _)] = Stream(table, size).batches([torch.arange(len(table))])
     return center_view(pixels, size, crop=1.0, sizes=sizes)
 
 

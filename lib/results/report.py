@@ -1,4 +1,4 @@
-"""The page ``docs/evidence.md``: for each claim its runs, what they show, and how to repeat them.
+"""The page ``docs/evidence.md``: for each claim its runs, what they show, and how to repeat them; and the README's table of claims.
 
 python -m lib.results.report
 """
@@ -13,7 +13,8 @@ from lib.results.records import records as read_records
 from lib.results.tables import command_of
 from lib.results.verdicts import MIN_CONTRAST, MIN_SEEDS, Finding, finding_of, mean_of, rules_of, statements, verdicts
 
-PAGE = paths.ROOT / "docs" / "evidence.md"
+PAGE, README = paths.ROOT / "docs" / "evidence.md", paths.ROOT / "README.md"
+START, END = "<!-- claims: written by python -m lib.results.report -->", "<!-- end of the claims -->"
 HEAD = f"""# Evidence
 
 This page is written by `python -m lib.results.report` from the records in `records/`. It says for each claim of the talk what was compared,
@@ -84,10 +85,18 @@ def _runs(rule: dict, finding: Finding) -> str:
     return f"{table}\n\n```bash\n" + "\n".join(f"{command} --record" for command in commands) + "\n```"
 
 
+def readme() -> str:
+    """The text of the README with the present table of claims."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{_overview(verdicts().set_index('id'))}\n{END}{after}"
+
+
 def main() -> int:
     PAGE.parent.mkdir(exist_ok=True)
     files.write_text(PAGE, report())
-    print(PAGE.relative_to(paths.ROOT))
+    files.write_text(README, readme())
+    print(f"{PAGE.relative_to(paths.ROOT)}\n{README.relative_to(paths.ROOT)}")
     return 0
 
 

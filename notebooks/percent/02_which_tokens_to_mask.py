@@ -41,9 +41,9 @@ check_parameters(globals())
 # ## The images and a teacher
 #
 # The teacher is a small Vision Transformer that was trained without labels on photographs (notebook 04; its weights are kept in
-# `records/checkpoints`). Of the kept networks, `best` is the one whose attention is best on objects: AttMask-High would hide the most of
-# the objects by it, over what AttMask-Low would hide, in photographs that it was not trained on. The teacher sees the **whole** image:
-# patches of 8 pixels on 224 pixels give a grid of 28 x 28 tokens.
+# `records/checkpoints`). Of the networks that were trained without labels and checked what masks hide, `best` is the one whose attention is
+# best on objects: by it, AttMask-High would hide the most of the objects over what AttMask-Low would hide, in photographs that it was not
+# trained on. The teacher sees the **whole** image: patches of 8 pixels on 224 pixels give a grid of 28 x 28 tokens.
 
 # %%
 from lib.data.views import denormalise
@@ -132,7 +132,9 @@ table.round(1)
 from lib.keep import kept_networks
 from lib.measure import evaluate
 
-hidden = {name: evaluate("hiding", network, scale=scale, ratio=ratio, progress=False) for name, network in kept_networks().items()}
+hidden = {
+    name: evaluate("hiding", network, scale=scale, ratio=ratio, images=128, progress=False) for name, network in kept_networks().items()
+}
 columns = {f"hidden_{name}": title for name, title in TITLES.items() if f"hidden_{name}" in next(iter(hidden.values()))}
 table = pd.DataFrame(hidden).T.rename(columns=columns)
 always = table.iloc[0]

@@ -27,9 +27,9 @@ import torch
 print(f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}")
 
 # %% tags=["parameters"]
-scale: str = "smoke"  # smoke: procedural scenes; small: Imagenette under $COMPANION_DATA
+scale: str = "smoke"  # smoke: a photograph that is installed with the project; small: one of Imagenette under $COMPANION_DATA
 seed: int = 0  # of the poolings' weights
-image: int = 21  # number of the image
+network: str = "best"  # whose features are pooled: best, a name of lib.keep.kept_names(), or timm:NAME, a pre-trained ViT of timm
 
 # %%
 from lib.keys import check_parameters
@@ -122,19 +122,13 @@ means.round(2).to_frame().T
 # [CLS] attends here is not learned yet; what HOW, k-means and OTK attend needs no learning. Maps are stretched to their range.
 
 # %%
-from lib.data import bank
-from lib.data.scenes import render
-from lib.data.views import center_view, denormalise
-from lib.keep import load_kept
+from lib.data.views import denormalise
+from lib.keep import network_to_show
+from lib.results.figures import photographs
 
-pixels = (
-    render(torch.tensor([image]), size=112).images
-    if scale == "smoke"
-    else bank("imagenette", "validation", 112, progress=False).images[image : image + 1]
-)
-view = center_view(pixels, 112, crop=1.0)
+view = photographs(scale, 3, 224)[-1:]
 with torch.no_grad():
-    seen = load_kept("ibot_cpu-attmask_high").features(view)
+    seen = network_to_show(network).features(view)
 
 # %%
 from lib.pooling import create_pooling, pooling_names

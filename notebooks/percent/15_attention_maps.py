@@ -36,13 +36,37 @@ from lib.keys import check_parameters
 check_parameters(globals())
 
 # %% [markdown]
+# ## On photographs
+#
+# What the kept networks attend in photographs that none of them was trained on. A row is a network, its attention the mean over its heads,
+# stretched to its range and laid over the picture. The networks are small and saw 48 or 64 pixels a side in training; here they see 224, so
+# that the maps have 28 x 28 places.
+
+# %%
+from lib.data.views import denormalise
+from lib.keep import kept_networks
+from lib.results.figures import image_grid, overlay, photographs
+
+views = photographs(scale, 5, 224)
+pictures = denormalise(views)
+rows = {"photograph": list(pictures)}
+for name, network in kept_networks().items():
+    with torch.no_grad():
+        features = network.features(views)
+    rows[name] = [overlay(p, a.view(features.grid)) for p, a in zip(pictures, features.attention.mean(1))]
+image_grid(rows, size=1.6)
+
+# %% [markdown]
+# Even the untrained networks draw contours here and there: a random projection of a patch knows its brightness and colour. A map that looks
+# like the picture is therefore no sign of learning. Learned maps differ in what they leave out.
+#
 # ## The images, and the rule that chooses them
 #
 # Maps are easy to choose by hand, so a rule chooses: of the split with boxes, in its order, the first image of each class whose boxes
 # cover between 5% and 50% of the picture; then the first `images` of these. The rule sees no network.
 
 # %%
-from lib.data.views import center_view, denormalise
+from lib.data.views import center_view
 from lib.evaluation.objects import boxes_in_view
 from lib.measure import create_evaluation
 
@@ -62,8 +86,6 @@ print(f"{len(suited)} of {len(boxes)} images suit; images {chosen} are shown")
 # SimPool: trained on the photographs of Imagenette with labels, without (DINO), and not at all.
 
 # %%
-from lib.keep import kept_networks
-
 networks = kept_networks("supervised", "dino")
 view = center_view(pixels[chosen], size, crop=1.0, sizes=sizes[chosen])
 with torch.no_grad():
@@ -76,8 +98,6 @@ print({name: tuple(features.attention.shape) for name, features in seen.items()}
 # Each row is one network's attention, the mean over its heads. Brighter is more.
 
 # %%
-from lib.results.figures import image_grid
-
 rows = {"image": list(denormalise(view))}
 for name, features in seen.items():
     rows[name] = [a.view(features.grid) for a in features.attention.mean(1)]

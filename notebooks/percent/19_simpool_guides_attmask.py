@@ -42,25 +42,20 @@ check_parameters(globals())
 # SimPool gives SimPool's. In the recipe that is `pooling: simpool` beside `masking: attmask_high`, nothing else.
 
 # %%
-from lib.data.scenes import render
-from lib.data.views import center_view, denormalise
+from lib.data.views import denormalise
+from lib.keep import kept_networks
 from lib.masking import attention_mask
-from lib.models import create_model
-from lib.results.figures import hide_patches, image_grid
+from lib.results.figures import hide_patches, image_grid, overlay, photographs
 
-view = center_view(render(torch.tensor([21]), size=64).images, 48, crop=1.0)
-rows = {}
-for name, pooling in (("[CLS]", None), ("SimPool", "simpool")):
-    torch.manual_seed(seed)
+view = photographs(scale, 3, 224)[-1:]
+picture, rows = denormalise(view)[0], {}
+for name, network in kept_networks("dino").items():
     with torch.no_grad():
-        seen = create_model("vit_nano", img_size=48, pooling=pooling).eval().features(view)
-    mask = attention_mask(seen.attention.mean(1), 0.4, strategy="high")[0]
-    rows[f"untrained, {name}"] = [
-        denormalise(view)[0],
-        seen.attention.mean(1)[0].view(seen.grid),
-        hide_patches(denormalise(view)[0], mask, seen.grid),
-    ]
-image_grid(rows, titles=["image", "attention", "hidden"])
+        seen = network.features(view)
+    attention = seen.attention.mean(1)
+    mask = attention_mask(attention, 0.4, strategy="high")[0]
+    rows[name] = [picture, overlay(picture, attention[0].view(seen.grid)), hide_patches(picture, mask, seen.grid)]
+image_grid(rows, titles=["photograph", "attention", "hidden"], size=1.8)
 
 # %% [markdown]
 # ## A fair comparison needs four runs
@@ -101,6 +96,8 @@ print(f"AttMask-High less block-wise: {gain.round(1).to_dict()}; guidance by Sim
 # %% tags=["nbval-ignore-output"]
 from torch.nn.functional import adaptive_avg_pool2d
 
+from lib.data.scenes import render
+from lib.data.views import center_view
 from lib.train import load_encoder
 
 scenes = render(torch.arange(128), size=64)
