@@ -273,14 +273,14 @@ class IBOT(Distillation, method="ibot"):
         return student_masked, teacher_masked, mean
 
     @torch.no_grad()
-    def patch_loss(self, images: Tensor, masks: Tensor) -> Tensor:
+    def patch_loss(self, images: Tensor, target: Features, masks: Tensor) -> Tensor:
         """How hard it is to fill in masked patches: the mean cross-entropy of the masked tokens, in nats, without an update of the center.
 
         Args:
             images: Float[B, 3, S, S], normalised views.
+            target: the teacher's features of them.
             masks: Bool[B, N], True = masked.
         """
-        target, student = self.teacher.features(images), self.student.features(images, masks)
-        student_masked, teacher_masked, _ = self.masked_logits(student, target, masks)
+        student_masked, teacher_masked, _ = self.masked_logits(self.student.features(images, masks), target, masks)
         targets = self.loss.targets(teacher_masked, self.loss.patch_center, self.temperatures[-1])
         return F.cross_entropy(at_least_float32(student_masked) / self.loss.student_temp, targets)

@@ -77,21 +77,22 @@ class Hiding(ViewEvaluation, name="hiding"):
 
 
 @torch.no_grad()
-def fill_in_losses(learner: IBOT, source: Dataset, *, ratio: float = 0.3, images: int = 512) -> dict[str, float]:
+def fill_in_losses(learner: IBOT, source: Dataset, *, ratio: float = 0.3, images: int = 256) -> dict[str, float]:
     """How hard it is to fill in what each strategy hides: ``fill_`` and the name of a strategy, the patch loss in nats.
 
     Args:
         learner: student and teacher; they are left in evaluation mode.
         source: held-out images, one or more.
         ratio: masked fraction of the patches of every image.
-        images: how many of them, from the first on.
+        images: how many of them, evenly spaced, so that all classes are there.
 
     Returns:
         Nothing for a network without attention.
     """
     learner.eval()
     config, device = learner.config, next(learner.parameters()).device
-    pixels, sizes, _ = next(iter(source.batches([torch.arange(min(images, len(source)))])))
+    rows = torch.linspace(0, len(source) - 1, min(images, len(source))).long()
+    [(pixels, sizes, _)] = source.batches([rows])
     views = center_view(pixels, config.eval_size, crop=config.eval_crop, sizes=sizes).to(device)
     target = learner.teacher.features(views)
     if target.attention is None:
@@ -99,7 +100,7 @@ def fill_in_losses(learner: IBOT, source: Dataset, *, ratio: float = 0.3, images
     attention, losses = target.attention.float().mean(1), {}
     for name in STRATEGIES:
         masks = _masks(name, attention, target.grid, ratio, torch.Generator().manual_seed(0))
-        losses[f"fill_{name}"] = learner.patch_loss(views, masks).item()
+        losses[f"fill_{name}"] = learner.patch_loss(views, target, masks).item()
     return losses
 
 
