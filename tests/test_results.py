@@ -622,7 +622,7 @@ def test_the_page_says_what_was_compared():
     ]
     text = report(pd.DataFrame(rows))
     assert "| attmask_high | 0, 1, 2 | knn 51.00; hidden_attmask_high 40.00 |" in text and "**Reproduced**" in text
-    assert "| attmask-2 | not run | 0 |" in text and "| attmask-1 | inconclusive | 0 |" in text
+    assert "| attmask-2 | not run | 0 |" in text and "| attmask-1 | inconclusive | 3 |" in text
 
 
 # ---- kept networks ----------------------------------------------------------------------------------------------------

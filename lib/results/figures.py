@@ -211,11 +211,13 @@ def network_bars(table: pd.DataFrame, *, title: str, xlabel: str = "%") -> None:
 
 
 def curves(table: pd.DataFrame, *, x: str, y: str, title: str, hue: str = "masking") -> None:
-    """Lines of ``y`` over ``x``, one a strategy, with the range over seeds as a band."""
+    """Lines of ``y`` over ``x``, one a strategy, with the range over seeds as a band; a dash pattern a ``setting`` where there are several."""
     figure, axis = plt.subplots()
     names = table[hue].map(lambda n: TITLES.get(n, n))
     palette = {TITLES.get(n, n): COLOURS.get(n, (0.4, 0.4, 0.4)) for n in table[hue].unique()}
-    sns.lineplot(table.assign(**{hue: names}), x=x, y=y, hue=hue, palette=palette, errorbar=("pi", 100), marker="o", ax=axis)
+    style = "setting" if "setting" in table and table.setting.nunique() > 1 else None
+    options = dict(errorbar=("pi", 100), markers=True, ax=axis) if style else dict(errorbar=("pi", 100), marker="o", ax=axis)
+    sns.lineplot(table.assign(**{hue: names}), x=x, y=y, hue=hue, style=style, palette=palette, **options)
     axis.set_title(title)
     axis.legend(title=None, fontsize=9)
     plt.show()

@@ -74,11 +74,9 @@ def _runs(rule: dict, finding: Finding) -> str:
     rows, commands = [], []
     for side in sides:
         arm = ", ".join(str(side[f"config.{name}"].iloc[0]) for name in fields)
-        shown = rule["metrics"] + [name for name in (f"untrained_{m}" for m in rule["metrics"]) if f"metrics.{name}" in side]
-        shown += [name for name in rule.get("floors", []) if f"metrics.{name}" in side]
-        hidden = f"hidden_{side['config.masking'].iloc[0]}" if "treatment" in rule else ""
-        shown += [hidden] if f"metrics.{hidden}" in side else []
-        values = [f"{name} {mean_of(side, name):.2f}" for name in shown]
+        hidden = [f"hidden_{side['config.masking'].iloc[0]}"] if "treatment" in rule else []
+        names = [*rule["metrics"], *(f"untrained_{metric}" for metric in rule["metrics"]), *rule.get("floors", []), *hidden]
+        values = [f"{name} {value:.2f}" for name in names if not pd.isna(value := mean_of(side, name))]
         rows.append(f"| {arm} | {', '.join(map(str, side.index))} | {'; '.join(values)} |")
         commands += [command_of(row) for _, row in side.reset_index().iterrows()]
     table = "\n".join([f"| {', '.join(fields)} | seeds | mean over the seeds |", "|---|---|---|", *rows])

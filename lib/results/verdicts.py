@@ -79,7 +79,8 @@ class Finding(NamedTuple):
 def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     """A verdict on every claim of the talk.
 
-    A claim of several statements is reproduced if all of them are, contradicted if one of them is, and has no gap of its own.
+    A claim of several statements is reproduced if all of them are, and contradicted if one of them is. It has no gap of its own, and the
+    seeds of the statement that has the fewest of those that are run.
 
     Args:
         records: as ``lib.results.records.records`` gives them; None reads them.
@@ -119,8 +120,8 @@ def _joined(rows: pd.DataFrame) -> dict:
     given = set(rows.verdict)
     undecided = "not run" if given == {"not run"} else "not testable" if given <= {"not run", "not testable"} else "inconclusive"
     verdict = "reproduced" if given == {"reproduced"} else "contradicted" if "contradicted" in given else undecided
-    scale = next(filter(None, rows.scale), "")
-    return dict(zip(COLUMNS, [rows.id.iloc[0], NOTHING, NOTHING, NOTHING, int(rows.seeds.min()), scale, verdict]))
+    scale, seeds = next(filter(None, rows.scale), ""), rows.seeds[rows.seeds > 0]
+    return dict(zip(COLUMNS, [rows.id.iloc[0], NOTHING, NOTHING, NOTHING, seeds.min() if len(seeds) else 0, scale, verdict]))
 
 
 def rules_of(claim: dict) -> list[dict]:

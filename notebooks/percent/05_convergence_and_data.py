@@ -74,7 +74,8 @@ log = pd.concat([r.log().dropna(subset="loss").assign(masking=name) for name, r 
 log.groupby("masking")[["cls", "patch"]].agg(["first", "last"]).round(2)
 
 # %% [markdown]
-# And the recorded runs: k-NN accuracy after each evaluated epoch. Epoch 0 is the untrained network.
+# And the recorded runs: k-NN accuracy after each evaluated epoch. Epoch 0 is the untrained network. The band is the range over seeds. Entry
+# `ibot_cpu` is a first protocol, which hardly learns; `ibot_strong_cpu` was looked for until it learned (`recipes/small.yaml`).
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import curves
