@@ -5,6 +5,7 @@ with a default was added later: the default is its neutral value, with which eve
 that names a run leaves neutral values out, so that a new field does not change the names of the runs that do not use it.
 """
 
+import copy
 import dataclasses
 import types
 import typing
@@ -33,7 +34,7 @@ def typed(name: str, value: Any, kind: Any) -> Any:
     """
     try:
         return _converted(value, kind)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Mismatch(f"{name}: got {value!r}, accepts {describe(kind)}") from error
 
 
@@ -64,7 +65,7 @@ def _converted(value: Any, kind: Any) -> Any:
         for member in typing.get_args(kind):
             try:
                 return _converted(value, member)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         raise TypeError
     if typing.get_origin(kind) is Literal:
@@ -119,7 +120,7 @@ class Keys:
     def stated(self) -> dict[str, Any]:
         """The keys as plain data, as records keep them and hashes see them: without neutral values, with the fields of former times."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dict(self.FORMER) | {f.name: values[f.name] for f in dataclasses.fields(self) if values[f.name] != neutral(f)}
+        return copy.deepcopy(self.FORMER) | {f.name: values[f.name] for f in dataclasses.fields(self) if values[f.name] != neutral(f)}
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The keys and values that differ from those of a recipe."""

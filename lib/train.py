@@ -41,7 +41,7 @@ def method_names() -> list[str]:
     for package in ("lib.distillation", "lib.learning"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-    return list(METHODS)
+    return sorted(METHODS)
 
 
 def find_run(entry: str, **overrides) -> Run:

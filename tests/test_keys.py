@@ -260,3 +260,9 @@ def test_changes_are_what_differs_from_the_recipe():
     assert Later.of("small/toy", recipe, {"size": "own"}).changes(recipe) == {"size": "own"}  # which the recipe has otherwise
     assert Later.of("small/toy", GIVEN, {"size": 64}).changes(recipe) == {"parts": []}
     assert Shorter.of("small/toy", {"lr": 1}).changes({"lr": 1}) == {}
+
+
+def test_an_integer_that_no_number_can_hold_is_refused_by_name():
+    for kind in (float, float | None):
+        with pytest.raises(ValueError, match="lr: got 1000"):
+            typed("lr", 10**400, kind)

@@ -150,6 +150,9 @@ from lib.results.figures import network_bars
 network_bars(table[["AttMask-Low", "Random", "AttMask-High"]], title="What the masks hide", xlabel="part of the objects, %")
 
 # %% [markdown]
+# Only where the bar of AttMask-High is clearly longer than that of AttMask-Low do the two hide different things. On these scenes, networks
+# differ: some attend the object, some its background, which also tells the class here.
+#
 # `entropy` is that of the attention, in percent of an attention that is the same everywhere. Where it is near 100, AttMask-High and Low
 # hide nearly the same as random masking, and no comparison of them means anything. Notebook 04 makes this check for every recorded run.
 
