@@ -47,14 +47,14 @@ from lib.data.views import denormalise
 from lib.keep import kept_networks
 from lib.results.figures import image_grid, overlay, photographs
 
-views = photographs(scale, 5, 224)
+views = photographs(scale, 4, 224)
 pictures = denormalise(views)
 rows = {"photograph": list(pictures)}
 for name, network in kept_networks().items():
     with torch.no_grad():
         features = network.features(views)
     rows[name] = [overlay(p, a.view(features.grid)) for p, a in zip(pictures, features.attention.mean(1))]
-image_grid(rows, size=1.6)
+image_grid(rows, size=1.3)
 
 # %% [markdown]
 # Even the untrained networks draw contours here and there: a random projection of a patch knows its brightness and colour. A map that looks
