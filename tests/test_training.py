@@ -390,6 +390,12 @@ def test_the_command_trains_one_run_in_two_processes():
     assert [line["step"] for line in read_log(found.folder)] == [0, 3, 5, 6, 9, 10]
 
 
+def test_what_is_computed_over_all_processes_does_not_wait_for_those_that_do_not_evaluate():
+    assert together(lambda rank: main([*COMMAND, "centering=sinkhorn", "head_norm=batch"])) == [0, 0]
+    metrics = find_run(ENTRY, **TINY, centering="sinkhorn", head_norm="batch").metrics
+    assert "knn" in metrics and "fill_block" not in metrics
+
+
 def test_processes_that_ask_for_a_run_at_once_train_it_once(reference):
     """As notebooks do that share a run; the second waits for the first and loads what it made."""
     pids = [forked(lambda: not tiny().finished) for _ in range(3)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,8 +88,11 @@ def fill_in_losses(learner: IBOT, source: Dataset, *, ratio: float = 0.3, images
         images: how many of them, evenly spaced, so that all classes are there.
 
     Returns:
-        Nothing for a network without attention.
+        Nothing for a network without attention; nor where several processes train, of which one evaluates: Sinkhorn-Knopp centering and batch
+        norm would wait for the others.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return {}
     learner.eval()
     config, device = learner.config, next(learner.parameters()).device
     rows = torch.linspace(0, len(source) - 1, min(images, len(source))).long()

@@ -85,7 +85,7 @@ def beside_linear(table: pd.DataFrame) -> pd.DataFrame:
 
 def treatments(table: pd.DataFrame) -> pd.DataFrame:
     """What the masks of recorded runs hide of the objects, in percent: mean over seeds and the second half of the epochs, a row a setting and
-    strategy; ``own`` is the strategy of the row. Beside it what other strategies would hide by the same attention, and its entropy.
+    strategy. ``low`` and ``high`` are what AttMask would hide by the attention of each run, whatever the run was trained with.
 
     ``table`` is from ``recorded``; without runs that measured what they hide, the result is empty.
     """
@@ -101,9 +101,7 @@ def treatments(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def fill_in_table(table: pd.DataFrame, live: Run) -> pd.DataFrame:
-    """The patch loss of networks with masks of each strategy, in nats, and how much harder each is than random masking: a row a network, a
-    column a strategy. ``table`` is from ``recorded``; ``live`` is a run that is shown before them.
-    """
+    """The patch loss of networks with masks of each strategy, in nats: a row a network, a column a strategy. ``table`` is from ``recorded``; ``live`` is a run that is shown before them."""
     columns = [f"fill_{name}" for name in ("attmask_low", "random", "block", "attmask_hint", "attmask_high")]
     rows = {"live run": [live.metrics.get(name) for name in columns]}
     if set(columns) <= set(table):

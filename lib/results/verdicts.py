@@ -98,8 +98,8 @@ def statements(records: pd.DataFrame | None = None) -> pd.DataFrame:
 
     Returns:
         A row a statement: the columns of ``verdicts``; ``statement``, its name within the claim; ``metrics``; ``reason``, why it is not
-        testable; ``published``, the columns of the paper's table, and ``paper_gap``, its gap in them. The evidence is that of the largest scale that has any, and within it of the setting that is testable and has the most
-        seeds, the first recorded of equals.
+        testable; ``published``, the columns of the paper's table, and ``paper_gap``, its gap in them. The evidence is that of the largest
+        scale that has any, and within it of the setting that is testable and has the most seeds, the first recorded of equals.
     """
     records = read_records() if records is None else records
     rows = []
