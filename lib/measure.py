@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"file: got {options.overrides}, accepts one file after the name of the released checkpoint")
             print(measure_released(options.entry, options.overrides[0], root=options.root, device=options.device).round(1).to_string())
             return 0
-        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
+        overrides: dict[str, Any] = recipes.parse(options.overrides)
         prefix = f"{options.measurement}."
         settings: dict[str, Any] = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
         budget = None if options.budget is None else 60 * options.budget

@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:32} {recipes.entry(name).about}")
         return 0
     try:
-        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
+        overrides: dict[str, Any] = recipes.parse(options.overrides)
         result = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

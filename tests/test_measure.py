@@ -440,7 +440,7 @@ def test_a_measurement_is_of_the_trained_and_the_untrained_network(found):
     }  # fmt: skip
     command, words = result["command"].split(ENTRY)
     assert command == "python -m lib.measure localization " and "commit" in result
-    assert find_run(ENTRY, **dict(map(recipes.parse, shlex.split(words)))).key == found.key
+    assert find_run(ENTRY, **recipes.parse(shlex.split(words))).key == found.key
 
 
 def test_what_was_measured_is_loaded(found, monkeypatch):
