@@ -1,13 +1,19 @@
 """Files that are whole at every moment, and YAML that means what it looks like."""
 
+import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
+PATIENCE = 3.0  # seconds of waiting for a lock before a word is said
 
 
 class Yaml(yaml.SafeLoader):
@@ -36,7 +42,7 @@ Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.valu
 
 def parse_yaml(text: str) -> Any:
     """What a text in YAML says; raises ``yaml.YAMLError``."""
-    return yaml.load(text, Yaml)  # noqa: S506 a subclass of SafeLoader
+    return yaml.load(text, Yaml)
 
 
 def read_yaml(file: Path) -> Any:
@@ -63,6 +69,36 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the lock of a file. Whoever has to wait for another process says so after a moment; where the file system, as of some network disks,
+    knows no locks, a file that exists takes their place.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    name = f"{file}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock: BaseFileLock = FileLock(name)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            lock = SoftFileLock(name)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        warnings.warn(f"waiting for another process, which holds {name}", stacklevel=3)
+        lock.acquire()
+    except OSError as error:
+        raise ValueError(f"{file.parent}: cannot be written ({error}); COMPANION_RUNS names another folder for runs") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(file: Path, text: str) -> None:

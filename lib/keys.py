@@ -80,7 +80,7 @@ def describe(kind: Any) -> str:
         return f"{describe(typing.get_args(kind)[0])} in {typing.get_args(kind)[1].interval}"
     if typing.get_origin(kind) is list and typing.get_origin(typing.get_args(kind)[0]) is Annotated:
         inner, bounds = typing.get_args(typing.get_args(kind)[0])
-        return f"{describe(list[inner])} in {bounds.interval}"
+        return f"{describe(types.GenericAlias(list, inner))} in {bounds.interval}"
     if typing.get_origin(kind) is list:
         plural = {float: "numbers", int: "integers", str: "words", bool: "true or false"}
         return f"a list of {plural[typing.get_args(kind)[0]]}"

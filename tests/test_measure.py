@@ -455,7 +455,7 @@ def test_a_measurement_leaves_the_run_alone(found):
     before = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
     made = small("localization", found)
     after = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
-    assert after.keys() - before.keys() == {made.file.name} and all(after[name] == data for name, data in before.items())
+    assert after.keys() - before.keys() == {made.file.name, made.basis.name} and all(after[name] == data for name, data in before.items())
 
 
 def test_a_smoke_measurement_is_no_evidence(found):

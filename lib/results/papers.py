@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+
 from lib import files
 
 PUBLISHED = Path(__file__).parent / "published"

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from lib import files, paths, recipes
@@ -53,6 +52,11 @@ class Result(ABC):
     @abstractmethod
     def file(self) -> Path:
         """Where the result lies."""
+
+    @property
+    def basis(self) -> Path:
+        """Where it is written what the result is based on, see ``lib.results.basis``."""
+        return self.file.with_suffix(".basis.json")
 
     @property
     @abstractmethod
@@ -108,8 +112,7 @@ class Result(ABC):
         if self.scale == "smoke":
             raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
         file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
+        with files.locked(file):
             if self.key not in {line["key"] for line in read_lines(file)}:
                 append_line(file, self.result())
         return file
@@ -133,8 +136,7 @@ class Run(Result):
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held while training, so that two who ask for a run at once train it once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        with files.locked(self.folder / "run"):
             files.write_text(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
             yield
 
