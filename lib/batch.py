@@ -63,11 +63,11 @@ def surroundings() -> str:
     for folder, pattern in found:
         for file in sorted(file for file in folder.glob(pattern) if file.suffix != ".lock" and file.is_file()):
             digest.update(file.read_bytes())
-    for folder, folders, names in os.walk(paths.data_folder() or os.devnull, followlinks=True):
+    for parent, folders, names in os.walk(paths.data_folder() or os.devnull, followlinks=True):
         folders.sort()
         for name in sorted(names):
-            state = os.stat(os.path.join(folder, name))
-            digest.update(os.fsencode(f"{folder}/{name}:{state.st_size}:{state.st_mtime_ns};"))
+            state = os.lstat(os.path.join(parent, name))
+            digest.update(os.fsencode(f"{parent}/{name}:{state.st_size}:{state.st_mtime_ns};"))
     return digest.hexdigest()[:16]
 
 
