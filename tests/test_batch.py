@@ -169,7 +169,9 @@ def test_what_jupyter_and_matplotlib_prefer_does_not_reach_the_kernels(tmp_path,
     source = notebook("00_a", look)
     (job,) = plan([source], "smoke")
     assert execute_all(job) == [None]
-    assert outputs(job.target).split()[1:] == ["module://matplotlib_inline.backend_inline", "white"] and os.path.samefile(outputs(job.target).split()[0], sys.executable)
+    assert outputs(job.target).split()[1:] == ["module://matplotlib_inline.backend_inline", "white"] and os.path.samefile(
+        outputs(job.target).split()[0], sys.executable
+    )
 
 
 def test_a_grid_that_is_stopped_or_whose_ray_dies_ends_soon(capsys):

@@ -101,7 +101,18 @@ class Model(
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **others
+        cls,
+        *,
+        model_id,
+        revision,
+        cache_dir,
+        force_download,
+        local_files_only,
+        token,
+        config=None,
+        map_location="cpu",
+        strict=True,
+        **others,
     ):
         if not isinstance(config, dict) or "arch" not in config:
             raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts the files of save_pretrained")

@@ -42,7 +42,9 @@ def read_lines(file: Path) -> list[dict]:
     return lines
 
 
-def append_line(file: Path, line: dict) -> None:
-    """Add a record to a file, which is whole at every moment; called while its lock is held."""
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    files.write_text(file, before + json.dumps(line) + "\n")
+def append_line(file: Path, line: dict, *, again: bool = True) -> None:
+    """Add a record to a file, which is whole at every moment; without ``again``, only if the file has no record of its key."""
+    with files.locked(file):
+        if again or line["key"] not in {other["key"] for other in read_lines(file)}:
+            before = file.read_text(encoding="utf-8") if file.is_file() else ""
+            files.write_text(file, before + json.dumps(line) + "\n")
