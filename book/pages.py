@@ -1,6 +1,8 @@
 """What the book adds to Sphinx: pages made from the project's own files and records, and pictures and tables that fit every screen."""
 
+import base64
 import html
+import io
 import pkgutil
 import shutil
 from pathlib import Path
@@ -22,6 +24,7 @@ from lib.results.figures import drawn_grid, hide_patches, overlay, photographs
 from lib.results.verdicts import VERDICTS, verdicts
 
 PAPERS = {"attmask": "AttMask", "simpool": "SimPool"}
+NO_TEXT = "No description has been provided for this image"  # of nbconvert
 SIGNS = dict(zip(VERDICTS, "✓✗≈?–"))
 
 
@@ -94,23 +97,37 @@ def modules() -> dict[str, str]:
 
 
 def _finish(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Give every picture its size and a text, and every table a box of its own in which it scrolls."""
-    if doctree is None or not ("<img" in context["body"] or "<table" in context["body"]):
-        return
-    page = BeautifulSoup(context["body"], "html.parser")
-    sources = {name: path for path, name in app.builder.images.items()}
+    """Make a page's pictures and tables fit."""
+    if doctree is not None:
+        sources = {name: Path(app.srcdir) / path for path, name in app.builder.images.items()}
+        context["body"] = fit(context["body"], context["title"], sources)
+
+
+def fit(body: str, title: str, sources: dict[str, Path] | None = None) -> str:
+    """Give every picture its size and a text, and every table a box of its own in which it scrolls.
+
+    Args:
+        body: HTML of a page.
+        title: the page's title, for the text of pictures that have none.
+        sources: the file of each picture that the page refers to by name; pictures within the page need none.
+    """
+    if not ("<img" in body or "<table" in body):
+        return body
+    page = BeautifulSoup(body, "html.parser")
     for image in page.find_all("img"):
         name = Path(image["src"]).name
-        if name in sources:
-            with Image.open(Path(app.srcdir) / sources[name]) as picture:
+        inside = image["src"].startswith("data:")
+        if inside or name in (sources or {}):
+            source = io.BytesIO(base64.b64decode(image["src"].partition(",")[2])) if inside else sources[name]
+            with Image.open(source) as picture:
                 image["width"], image["height"] = picture.size
         image["loading"] = "lazy"
-        if Path(image.get("alt", name)).name == name:
+        if Path(image.get("alt", name)).name in (name, NO_TEXT):
             heading = image.find_previous(["h1", "h2", "h3"])
-            image["alt"] = f"Figure: {heading.find(string=True)} ({context['title']})"
+            image["alt"] = f"Figure: {heading.find(string=True)} ({title})" if heading else f"Figure ({title})"
     for style in page.select("style[scoped]"):
         style.decompose()
     for table in page.find_all("table"):
         del table["border"]
         table.wrap(page.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "region", "aria-label": "table"}))
-    context["body"] = str(page)
+    return str(page)
