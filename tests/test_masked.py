@@ -81,7 +81,7 @@ def test_wrong_settings_and_networks_without_attention_are_refused():
     for ratios in ([], [1.0], [-0.1]):
         with pytest.raises(ValueError, match="ratios: got"):
             measurement(ratios=ratios)
-    without = create_model("vit_nano", img_size=32, pooling="gap")
+    without = create_model("vit_nano", img_size=32, pooling="se")
     with pytest.raises(ValueError, match="network: got one without attention"):
         measurement().measure(without, Inputs(bank_of(1), bank_of(0)))
     assert create_evaluation("masked_accuracy", "paper").settings.reference == "vit_base_patch16_224.dino"
