@@ -562,7 +562,7 @@ def test_targets_are_of_float32_under_autocast():
         step_of(made)
     assert len(seen) == 3  # class tokens, masked patches, and the mean over all patches
     layer = made.teacher_head.last_layer
-    for vectors, logits in seen:
+    for vectors, logits in list(seen):
         assert vectors.dtype == logits.dtype == torch.float32
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]), rtol=0, atol=1e-5 if vectors.shape[0] > 1 else 1)
         torch.testing.assert_close(logits, layer(vectors), rtol=0, atol=1e-6)
