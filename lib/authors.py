@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from lib import paths, recipes
+from lib import files, paths, recipes
 from lib.measure import create_evaluation
 from lib.train import configure
 
@@ -23,7 +22,7 @@ def author_settings() -> pd.DataFrame:
         ValueError: a setting that is stated twice or that differs without a reason, a deviation that is none, or a measurement that the evidence
             of its entries lacks.
     """
-    commands = yaml.safe_load((paths.RECIPES / "authors.yaml").read_text(encoding="utf-8"))["commands"]
+    commands = files.read_yaml(paths.RECIPES / "authors.yaml")["commands"]
     reasons = deviations()
     rows = []
     for command, stated in commands.items():
@@ -68,7 +67,7 @@ def _ours(entry: str, measurement: str | None) -> dict[str, Any]:
         settings: Any = configure(recipes.entry(f"{SCALE}/{entry}"), {})
     else:
         name, *words = measurement.split()
-        overrides = dict(map(recipes.parse, words))
+        overrides = recipes.parse(words)
         wanted = [measured for run, _, measured in recipes.evidence(SCALE, "cuda") if run == f"{SCALE}/{entry}"]
         if not wanted or not all((name, overrides) in measured for measured in wanted):
             raise ValueError(f"measurement: got {measurement!r}, which the evidence of {entry} lacks")
