@@ -37,7 +37,8 @@ class CascadeHeads(RoIHeads):
     def forward(self, features, proposals, image_shapes, targets=None):
         """As of ``RoIHeads``: detections, and in training the losses, each summed over the stages by ``WEIGHTS``."""
         losses, self.probabilities = {"loss_classifier": 0.0, "loss_box_reg": 0.0}, []
-        for (head, predictor), matcher, coder, weight in zip(self.earlier, self.matchers, self.coders, WEIGHTS):
+        for stage, matcher, coder, weight in zip(self.earlier, self.matchers, self.coders, WEIGHTS):
+            head, predictor = cast(nn.ModuleList, stage)
             self.proposal_matcher, self.box_coder = matcher, coder
             if self.training:
                 proposals, _, labels, corrections = self.select_training_samples(proposals, targets)

@@ -5,7 +5,7 @@ Source: DINO section 4.1 and appendix F; AttMask section 4.1; SimPool, appendix.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +184,7 @@ class LinearSettings(ProbeSettings):
 class Linear(ProbeEvaluation, name="linear"):
     """``linear_probe`` of frozen features."""
 
-    Settings = LinearSettings
+    Settings: ClassVar[type[LinearSettings]] = LinearSettings
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         return probe_figures(self.probes(network, inputs, context))

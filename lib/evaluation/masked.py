@@ -36,7 +36,6 @@ class MaskedAccuracy(Linear, name="masked_accuracy"):
     of which so many patches are black, and those of ``linear``.
     """
 
-    settings: MaskedSettings
     Settings = MaskedSettings
 
     @torch.no_grad()
