@@ -462,7 +462,7 @@ def test_a_damaged_card_is_named(toy, text):
 
 # ---- the cards --------------------------------------------------------------------------------------------------------
 
-TERMS = {"cifar10": "research", "cifar100": "research", "scenes": "generated", "photographs": "public domain"}
+TERMS = {"cifar10": "research", "cifar100": "research", "flowers102": "research", "scenes": "generated", "photographs": "public domain"}
 
 
 @pytest.mark.parametrize("name", card_names())

@@ -1,10 +1,10 @@
 """Object detection and instance segmentation by fine-tuning: Mask R-CNN on a simple feature pyramid.
 
-Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT). The papers use a cascade of three heads and the maps of
-four blocks; here it is torchvision's Mask R-CNN (He et al., ICCV 2017) and ViTDet's pyramid.
+Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT). The papers use the maps of four blocks; here it is ViTDet's
+pyramid of the last one, with torchvision's Mask R-CNN (He et al., ICCV 2017) and, as in the papers, a cascade of box heads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
 from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.cascade import WEIGHTS, CascadeHeads
 from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.learning.base import Learner, TrainingConfig
@@ -40,10 +41,14 @@ class DetectionSettings(TrainingConfig):
     hidden_dim: int  # of the box head
     # Proposals of an image that train the heads. Twice as many pass the non-maximum suppression, four times as many of each level enter it.
     proposals: int
+    cascade: list[float] = field(default_factory=list)  # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_decay(self.layer_decay)
+        rising = self.cascade == sorted(self.cascade) and all(0 < iou < 1 for iou in self.cascade)
+        if not rising or len(self.cascade) > len(WEIGHTS):
+            raise ValueError(f"cascade: got {self.cascade}, accepts at most {len(WEIGHTS)} rising numbers between 0 and 1")
         if not 1 <= self.train_size <= self.eval_size:
             raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
         self.check_counts("num_classes", "width", "hidden_dim", "proposals")
@@ -77,6 +82,11 @@ class Detection(Learner):
             mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
+        if config.cascade:
+            earlier = [
+                (TwoMLPHead(width * 7**2, config.hidden_dim), FastRCNNPredictor(config.hidden_dim, classes)) for _ in config.cascade[1:]
+            ]
+            self.detector.roi_heads = CascadeHeads.of(self.detector.roi_heads, earlier, config.cascade)
         # Boxes take the type of the head's output; in bfloat16 they would be rounded to two or three digits.
         self.detector.rpn.head.register_forward_hook(lambda head, maps, output: tuple([part.float() for part in parts] for parts in output))
 
