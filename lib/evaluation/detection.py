@@ -136,14 +136,14 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
         outlined = torch.cat([dataset.outlined(row), torch.ones(len(crowds.boxes), dtype=torch.bool)])
         metrics["bbox"].update([prediction], [truth])
         metrics["segm"].update([prediction], [{name: part[outlined] for name, part in truth.items()}])
-        images, objects = images + 1, objects + len(instances.boxes)
+        images, objects = images + 1, objects + int(dataset.outlined(row).sum())
     if not images:
         raise ValueError(f"dataset: got {len(dataset)}, none of which could be read, accepts at least one")
     if not objects:
-        raise ValueError(f"dataset: got {len(dataset)} without an object, accepts at least one")
+        raise ValueError(f"dataset: got {len(dataset)} without an object that has an outline, accepts at least one")
     results = {kind: metric.compute() for kind, metric in metrics.items()}
     names = {"ap_box": ("bbox", "map"), "ap_box_50": ("bbox", "map_50"), "ap_mask": ("segm", "map"), "ap_mask_50": ("segm", "map_50")}
-    figures = {name: 100 * results[kind][key].item() for name, (kind, key) in names.items()}
+    figures = {name: 100 * max(results[kind][key].item(), 0.0) for name, (kind, key) in names.items()}  # -1 for not a single detection
     return figures | {"images": float(images), "left_out": float(len(dataset) - images)}
 
 
