@@ -13,6 +13,8 @@ from torch import Tensor
 from lib import paths
 from lib.data import layouts, photographs, scenes
 from lib.data.reading import name_of
+from lib.data.sources import note
+from lib.files import parse_yaml
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +53,7 @@ def card(name: str) -> Card:
     if not file.is_file():
         raise ValueError(f"name: got {name!r}, accepts {', '.join(card_names())}")
     try:
-        front = yaml.safe_load(file.read_text(encoding="utf-8").split("---\n")[1])
+        front = parse_yaml(file.read_text(encoding="utf-8").split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
         kinds = {f["name"]: f.get("dtype", f.get("list")) for f in info["features"]}
         classes = next((kinds[name]["class_label"]["names"] for name in ("label", "classes") if isinstance(kinds.get(name), dict)), {})
@@ -97,6 +99,11 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:
     """As ``load``, but a table of encoded images (see ``lib.data.layouts``). Only the Hub needs the package ``datasets``."""
+    note(name, split, 1.0)
+    return _read(name, split, root)
+
+
+def _read(name: str, split: str, root: str | Path | None) -> pa.Table:
     the_card = card(name)
     if split not in the_card.splits:
         raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(the_card.splits)}")
@@ -144,7 +151,8 @@ def read_part(name: str, split: str, fraction: float, *, root: str | Path | None
     folder = find_folder(name, root) if split in the_card.splits and name not in EMBEDDED else None
     if split == "train" and folder is not None and fraction > the_card.folders[folder.name] + 1e-9:
         raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {the_card.folders[folder.name]}, the part that it holds")
-    table = read_table(name, split, root=root)
+    note(name, split, fraction)
+    table = _read(name, split, root)
     if fraction == 1 or not split.endswith("train"):
         return table
     whole = the_card.images_per_class if split == "train" else 0
