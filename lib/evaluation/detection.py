@@ -132,7 +132,12 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
         prediction["masks"] = prediction["masks"][:, 0] > 0.5
         crowds = dataset.crowds(row, size, (image.shape[1], image.shape[2]))
         boxes, classes, masks = (torch.cat(parts).cpu() for parts in zip(instances, crowds))
-        truth = {"boxes": boxes, "labels": classes + 1, "masks": masks, "iscrowd": (torch.arange(len(boxes)) >= len(instances.boxes)).long()}
+        truth = {
+            "boxes": boxes,
+            "labels": classes + 1,
+            "masks": masks,
+            "iscrowd": (torch.arange(len(boxes)) >= len(instances.boxes)).long(),
+        }
         outlined = torch.cat([dataset.outlined(row), torch.ones(len(crowds.boxes), dtype=torch.bool)])
         metrics["bbox"].update([prediction], [truth])
         metrics["segm"].update([prediction], [{name: part[outlined] for name, part in truth.items()}])

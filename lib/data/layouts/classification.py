@@ -8,7 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib.data.layouts.common import (
-    by_key, class_names, corners, folders_in, images_in, lines_of, listed, single, sized, table_of_files, with_our_columns,
+    by_key,
+    class_names,
+    corners,
+    folders_in,
+    images_in,
+    lines_of,
+    listed,
+    single,
+    sized,
+    table_of_files,
+    with_our_columns,
 )  # fmt: skip
 
 
@@ -46,7 +56,9 @@ def read_image_folder(folder: Path, split: str, columns: dict[str, list[str]], n
     if base is None:
         return None
     if not names and not (folder / "classes.txt").is_file():
-        raise ValueError(f"{base}: its classes have no numbers; accepts a list of their names in the data card, or {folder / 'classes.txt'}")
+        raise ValueError(
+            f"{base}: its classes have no numbers; accepts a list of their names in the data card, or {folder / 'classes.txt'}"
+        )
     classes = names or [line.strip() for line in lines_of(folder / "classes.txt")]
     for place in folders_in(base):
         if place.name not in classes and images_in(place):
@@ -107,7 +119,10 @@ def read_cub(folder: Path, split: str, columns: dict, names: list[str]) -> pa.Ta
     readers: list[Callable] = [lambda name: folder / "images" / name, lambda label: int(label) - 1, ("0", "1").index, sized]
     images, labels, parts, boxes = (by_key(file, None, read) for file, read in zip(files, readers))
     numbers = [number for number in images if single(parts, number, files[2]) == int(split == "CUB/train")]
-    of_split = [[single(entries, number, file) for number in numbers] for entries, file in ((images, files[0]), (labels, files[1]), (boxes, files[3]))]
+    of_split = [
+        [single(entries, number, file) for number in numbers]
+        for entries, file in ((images, files[0]), (labels, files[1]), (boxes, files[3]))
+    ]
     return table_of_files(of_split[0], label=of_split[1], boxes=[[box] for box in of_split[2]])
 
 
