@@ -15,6 +15,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
+from lib.data.reading import read_intact
 from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
 from lib.evaluation.base import DEFAULT, Context, Inputs
@@ -119,7 +120,8 @@ class Detection(Learner):
 
 @torch.no_grad()
 def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress: bool = False) -> dict[str, float]:
-    """COCO's average precision of boxes and masks, which are compared in the pixels of the dataset's images.
+    """COCO's average precision of boxes and masks, which are compared in the pixels of the dataset's images. Crowds are ignored regions, as in
+    COCO's own evaluation; an object without an outline counts for boxes only.
 
     The detector, that of ``Detection``, is left in evaluation mode.
 
@@ -132,22 +134,31 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
     """
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(iou_type=("bbox", "segm"), backend="faster_coco_eval")
+    metrics = {kind: MeanAveragePrecision(iou_type=kind, backend="faster_coco_eval") for kind in ("bbox", "segm")}
     detector.eval()
     images = objects = 0
-    for image, _, instances in dataset.intact("detection" if progress else None):
+    for row, (image, size, instances) in read_intact(dataset.read, range(len(dataset)), "detection" if progress else None):
         prediction = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
         prediction["masks"] = prediction["masks"][:, 0] > 0.5
-        truth = {"boxes": instances.boxes.cpu(), "labels": instances.classes.cpu() + 1, "masks": instances.masks.cpu()}
-        metric.update([prediction], [truth])
-        images, objects = images + 1, objects + len(instances.boxes)
+        crowds = dataset.crowds(row, size, (image.shape[1], image.shape[2]))
+        boxes, classes, masks = (torch.cat(parts).cpu() for parts in zip(instances, crowds))
+        truth = {
+            "boxes": boxes,
+            "labels": classes + 1,
+            "masks": masks,
+            "iscrowd": (torch.arange(len(boxes)) >= len(instances.boxes)).long(),
+        }
+        outlined = torch.cat([dataset.outlined(row), torch.ones(len(crowds.boxes), dtype=torch.bool)])
+        metrics["bbox"].update([prediction], [truth])
+        metrics["segm"].update([prediction], [{name: part[outlined] for name, part in truth.items()}])
+        images, objects = images + 1, objects + int(dataset.outlined(row).sum())
     if not images:
         raise ValueError(f"dataset: got {len(dataset)}, none of which could be read, accepts at least one")
     if not objects:
-        raise ValueError(f"dataset: got {len(dataset)} without an object, accepts at least one")
-    result = metric.compute()
-    names = {"ap_box": "bbox_map", "ap_box_50": "bbox_map_50", "ap_mask": "segm_map", "ap_mask_50": "segm_map_50"}
-    figures = {name: 100 * result[key].item() for name, key in names.items()}
+        raise ValueError(f"dataset: got {len(dataset)} without an object that has an outline, accepts at least one")
+    results = {kind: metric.compute() for kind, metric in metrics.items()}
+    names = {"ap_box": ("bbox", "map"), "ap_box_50": ("bbox", "map_50"), "ap_mask": ("segm", "map"), "ap_mask_50": ("segm", "map_50")}
+    figures = {name: 100 * max(results[kind][key].item(), 0.0) for name, (kind, key) in names.items()}  # -1 for not a single detection
     return figures | {"images": float(images), "left_out": float(len(dataset) - images)}
 
 
