@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from lib import files, paths
+from lib.data import shards
 from lib.data.reading import encoded, name_of, read_ahead
 
 NAMES = {"filename"}  # columns that are not content
@@ -51,7 +52,7 @@ def _known(picture: dict) -> tuple[bytes, dict | None]:
     if picture["bytes"]:
         return hashlib.sha256(picture["bytes"]).digest(), None
     with _readable(picture):
-        stat = os.stat(picture["path"] or "")
+        stat = os.stat(shards.file_of(picture["path"] or ""))
         return f"{picture['path']}:{stat.st_size}:{stat.st_mtime_ns};".encode(), picture
 
 
@@ -60,6 +61,8 @@ def _digest(known: tuple[bytes, dict | None]) -> bytes:
     mark, picture = known
     if picture is None:
         return mark
+    if content := shards.bytes_of(picture):
+        return hashlib.sha256(content).digest()
     with _readable(picture), open(picture["path"], "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 

@@ -1,5 +1,6 @@
 """Datasets by the name of their card in ``data_cards/``."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from lib import paths
-from lib.data import layouts, photographs, scenes
+from lib.data import layouts, photographs, scenes, shards
 from lib.data.reading import name_of
 from lib.data.sources import note
 from lib.files import parse_yaml
@@ -94,7 +96,16 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
     types["classes"] = datasets.List(types["label"])
     types["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
     features.update({column: kind for column, kind in types.items() if column in features})
-    return datasets.Dataset(table).cast(features)
+    if not len(table) or not shards.PLACE.fullmatch(table["image"][0].as_py()["path"] or ""):
+        return datasets.Dataset(table).cast(features)
+    features["image"] = datasets.Features.from_arrow_schema(table.schema)["image"]
+    dataset = datasets.Dataset(table).cast(features)
+
+    def decoded(rows: dict) -> dict:
+        rows = dataset.features.decode_batch(rows)
+        return rows | ({"image": [Image.open(io.BytesIO(shards.bytes_of(p) or b"")) for p in rows["image"]]} if "image" in rows else {})
+
+    return dataset.with_transform(decoded)
 
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:
@@ -201,5 +212,6 @@ def _from_hub(the_card: Card, split: str) -> pa.Table:
     except Exception as error:
         local, cause = f"not under $COMPANION_DATA (folders {', '.join(the_card.folders)})", f"{type(error).__name__}: {error}"
         raise ValueError(f"{the_card.name}: {local}, and the Hub's {the_card.hub} cannot be read ({cause})") from error
-    table = dataset.with_format("arrow")[:].replace_schema_metadata(dataset.features.arrow_schema.metadata)  # images stay encoded
-    return layouts.with_our_columns(table, the_card.columns, the_card.hub, the_card.class_names)
+    arrow_files = [Path(file["filename"]) for file in dataset.cache_files]
+    table = pa.concat_tables(map(shards.mapped, arrow_files)).replace_schema_metadata(dataset.features.arrow_schema.metadata)
+    return layouts.with_our_columns(table, the_card.columns, the_card.hub, the_card.class_names, arrow_files)

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.data import shards
 from lib.data.views import normalise
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ def opened(picture: dict, side: int | None = None, *, load: bool = True) -> Iter
     decoded smaller, but to ``side`` pixels at least; without ``load``, nothing but its header is read.
     """
     try:
-        image = Image.open(picture["path"] if picture["path"] and not picture["bytes"] else io.BytesIO(picture["bytes"] or b""))
+        content = shards.bytes_of(picture)
+        image = Image.open(picture["path"] if picture["path"] and not content else io.BytesIO(content or b""))
         size = (image.height, image.width)
         if side is not None:
             image.draft(None, (side, side))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
+from lib.data import shards
 from lib.data.layouts.common import (
     by_key,
     class_names,
@@ -36,16 +38,17 @@ def read_parquet(folder: Path, split: str, columns: dict[str, list[str]], names:
         numbers, count = [int(part[1]) for part in parts if part], int(parts[0][2]) if parts[0] else 0
         if numbers != list(range(count)):
             raise ValueError(f"{files[0].parent}: holds the shards {numbers} of {split}, accepts each from 0 to {count - 1} once")
-    tables = []
-    for file in files:
+    tables, large = [], sum(file.stat().st_size for file in files) > shards.LARGEST
+    arrow_files = [shards.as_arrow(file) for file in tqdm(files, f"copying {split}", unit="shard", delay=1)] if large else None
+    for file in arrow_files or files:
         try:
-            tables.append(pq.read_table(file))
+            tables.append(shards.mapped(file) if large else pq.read_table(file))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file}: damaged or not a parquet file ({error})") from error
         label = next((name for name in columns.get("label", ["label"]) if name in tables[0].column_names), "")
         if not tables[-1].schema.equals(tables[0].schema) or class_names(tables[-1], label) != class_names(tables[0], label):
             raise ValueError(f"{file}: has other columns or classes than {files[0].name}, accepts the same in each shard")
-    return with_our_columns(pa.concat_tables(tables), columns, str(files[0]), names)
+    return with_our_columns(pa.concat_tables(tables), columns, str(files[0]), names, arrow_files)
 
 
 def read_image_folder(folder: Path, split: str, columns: dict[str, list[str]], names: list[str]) -> pa.Table | None:

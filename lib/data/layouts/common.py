@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.data import shards
 from lib.data.reading import encoded, name_of, opened, read_ahead
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -62,9 +63,12 @@ def table_of_files(files: list[Path], *, masks: list | None = None, sizes: list 
     return checked(by_class_and_name(table) if "label" in columns and "variant" not in columns else table, sizes)
 
 
-def with_our_columns(table: pa.Table, columns: dict[str, list[str]], source: str, names: list[str]) -> pa.Table:
+def with_our_columns(
+    table: pa.Table, columns: dict[str, list[str]], source: str, names: list[str], arrow_files: list[Path] | None = None
+) -> pa.Table:
     """The columns of a table under our names. For each of our names, ``columns`` lists the possible names in the table; the first counts.
     Where the table names its classes, as the Hub does, labels become the numbers of these classes in ``names``, the card's list.
+    The images stay in the Arrow files, if the table consists of some.
     """
     ours = {}
     for name, candidates in ({"image": ["image"], "label": ["label"]} | columns).items():
@@ -76,7 +80,8 @@ def with_our_columns(table: pa.Table, columns: dict[str, list[str]], source: str
         if name == "label":
             renumbered = _renumbered(class_names(table, present[0]), names, source)
     try:
-        ours["image"] = ours["image"].cast(IMAGE)
+        if arrow_files is None:
+            ours["image"] = ours["image"].cast(IMAGE)
         labels = ours["label"].cast(pa.int64()).to_pylist()
         if None in labels:
             raise pa.ArrowInvalid(f"row {labels.index(None)} has no label")
@@ -91,6 +96,9 @@ def with_our_columns(table: pa.Table, columns: dict[str, list[str]], source: str
             boxes = [of_image or [] for of_image in ours["boxes"].to_pylist()]
             one = bool(pa.types.is_primitive(ours["boxes"].type.value_type))  # one box per image, not a list of them
             ours["boxes"] = pa.chunked_array([pa.array([[box] if box else [] for box in boxes] if one else boxes, BOXES)])
+        if arrow_files is not None:
+            column = next(name for name in columns.get("image", ["image"]) if name in table.column_names)
+            ours["image"] = pa.chunked_array([pa.array(shards.places(arrow_files, column), IMAGE)])
     except (pa.ArrowException, AttributeError, TypeError) as error:
         kinds = ", ".join(f"{name} {column.type}" for name, column in ours.items())
         raise ValueError(f"{source}: {error}; has {kinds}, accepts image {IMAGE}, integers as labels, lists of numbers as boxes") from error
