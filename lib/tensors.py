@@ -1,8 +1,9 @@
-"""Tensors in files: safetensors with a checksum, so that a damaged file is refused and not read as other numbers."""
+"""Tensors in files, with a checksum, so that a damaged file is refused and not read as other numbers; and tensors without autocast."""
 
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +14,12 @@ from torch import Tensor
 from lib import files
 
 CHECKSUM = "checksum"
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Inside, operations have the types of their inputs, under autocast too; a device without autocast has nothing to leave."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lib.tensors import without_autocast
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet-1k
 GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R 601, as in Pillow
 
@@ -73,7 +75,7 @@ def make_views(
     """
     check_images(images)
     draw = _Draw(len(images), generator, images.device)
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has fewer bits than an image
+    with without_autocast(images):  # bfloat16 has fewer bits than an image
         pixels = _pixels(images)
         return [normalise(_augment(_crop(pixels, view, sizes, draw), view, draw)) for view in recipe]
 

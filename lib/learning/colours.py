@@ -6,6 +6,8 @@ Source: Zhang et al., "Colorful Image Colorization", ECCV 2016, section 2.1.
 import torch
 from torch import Tensor
 
+from lib.tensors import without_autocast
+
 PITCH = 10  # of the bins, in units of a and b
 NEAREST, SIGMA = 5, 5.0  # each colour is shared among so many bins, by a Gaussian of this width
 
@@ -17,7 +19,7 @@ _WHITE = (0.950456, 1.0, 1.088754)
 def rgb_to_lab(rgb: Tensor) -> Tensor:
     """sRGB Float[B, 3, h, w] in [0, 1] -> CIE Lab: L in [0, 100], a and b about [-100, 100]."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0) ** 2.4, rgb / 12.92)
-    with torch.autocast(rgb.device.type, enabled=False):
+    with without_autocast(rgb):
         xyz = torch.einsum("xc,bchw->bxhw", rgb.new_tensor(_TO_XYZ), linear) / rgb.new_tensor(_WHITE).view(3, 1, 1)
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-8) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(1)

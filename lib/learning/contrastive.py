@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lib.data.views import View
 from lib.learning.base import Pretext, PretextConfig, mlp
+from lib.tensors import without_autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def info_nce(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> tupl
     """
     if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
         raise ValueError(f"second: got shape {tuple(second.shape)} beside first {tuple(first.shape)}, accepts two [B, D] with B >= 2")
-    with torch.autocast(first.device.type, enabled=False):  # bfloat16 is too coarse for cosines
+    with without_autocast(first):  # bfloat16 is too coarse for cosines
         vectors = F.normalize(torch.cat([first, second]).float(), dim=1)  # [2B, D]
         similarity = (vectors @ vectors.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(vectors), device=first.device).roll(len(first))

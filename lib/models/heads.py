@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from lib.tensors import without_autocast
+
 HEAD_NORMS = ("none", "batch")
 
 
@@ -95,7 +97,7 @@ class ProjectionHead(nn.Module):
         """The last layer, Float[..., bottleneck_dim] -> logits Float[..., K], in the precision of its weights also under autocast: the
         teacher's targets are a softmax of its logits at a temperature of 0.04, which makes errors 25 times larger.
         """
-        with torch.autocast(projected.device.type, enabled=False):
+        with without_autocast(projected):
             return self.last_layer(projected)
 
     def forward(self, x: Tensor) -> Tensor:

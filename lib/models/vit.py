@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lib.models.base import Features, Model, simpool_keys
 from lib.pooling import SimPool
+from lib.tensors import without_autocast
 
 # Small networks for small images; all other architectures are timm's.
 SMALL: dict[str, dict[str, Any]] = {
@@ -124,7 +125,7 @@ def last_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The output of a timm block for x [B, T, D], and the attention Float[B, heads, T] of the first token in it."""
     attn, y = block.attn, block.norm1(x)
     q, k, v = _query_key_value(attn, y)
-    with torch.autocast(x.device.type, enabled=False):  # eight bits are too few to rank tokens by
+    with without_autocast(x):  # eight bits are too few to rank tokens by
         wide = torch.promote_types(q.dtype, torch.float32)
         attention = ((q[:, :, :1].to(wide) * attn.scale) @ k.to(wide).mT).softmax(-1).squeeze(2)
     z = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)

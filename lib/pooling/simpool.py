@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.pooling.framework import Pooled, Pooling, Power, Variables, average, dot_product, merge_heads, over_tokens, part, split_heads
+from lib.tensors import without_autocast
 
 SCOPES = {"image": (1, 2), "channel": (1,), "batch": (0, 1, 2)}  # the dimensions of [B, N, D] over which min V is taken
 
@@ -86,7 +87,7 @@ class SimPool(Pooling, name="simpool"):
         takes N D operations instead of N D^2. Under autocast all of it is in float32: 16 bits are too few for the scores and for the
         differences from min V.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             vector, attention = self._pooled(x.to(torch.promote_types(x.dtype, self.wq.weight.dtype)), grid)
         return Pooled(vector.to(x.dtype), attention)
 
