@@ -1,12 +1,14 @@
 """The projection head of DINO and iBOT, and the decoder of MST."""
 
+from typing import Literal, get_args
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-HEAD_NORMS = ("none", "batch")
+HeadNorm = Literal["none", "batch"]
 
 
 class WeightNormLinear(nn.Module):
@@ -68,8 +70,8 @@ class ProjectionHead(nn.Module):
         norm: str = "none",
     ):
         super().__init__()
-        if norm not in HEAD_NORMS:
-            raise ValueError(f"norm: got {norm!r}, accepts {', '.join(HEAD_NORMS)}")
+        if norm not in get_args(HeadNorm):
+            raise ValueError(f"norm: got {norm!r}, accepts {', '.join(get_args(HeadNorm))}")
         if layers < 1:
             raise ValueError(f"layers: got {layers}, accepts 1 or more")
         widths = [in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim]
