@@ -496,7 +496,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
         (["smoke/ibot", "masking=all"], "masking: got 'all', method ibot accepts .*block"),
         (["smoke/ibot", "method=mae"], r"method: got 'mae', accepts (?=.*\bdino\b)(?=.*\bmst\b)(?=.*\bibot\b)(?=.*\bsupervised\b)"),
         (["smoke/ibot", "method=[ibot]"], "method: got .*ibot"),
-        (["smoke/ibot", "precision=half"], "precision: got 'half', accepts float32, bfloat16"),
+        (["smoke/ibot", "precision=half"], "precision: got 'half', accepts float32 or bfloat16"),
         (["smoke/ibot", "data=unknown"], "name: got 'unknown', accepts .*scenes"),
         (["smoke/ibot", "seed"], "override: got 'seed', accepts key=value"),
         (["smoke/ibot", "--device=cpu", "rate=1"], "rate: unknown key"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
 from lib.distillation.losses import CenteredLoss, Centering, DINOLoss, IBOTLoss, at_least_float32, koleo
-from lib.keys import Amount, Count, Number, Part, Positive, Probability, Ratio
+from lib.keys import Amount, Count, Number, Part, Positive, Probability
 from lib.learning.base import Learner, MethodConfig
 from lib.learning.optimizers import Optimizer, make_optimizer
 from lib.models import Features, Model, ProjectionHead, RestorationDecoder, network_of
@@ -27,7 +27,7 @@ class DistillationConfig(MethodConfig):
     """Keys of a recipe entry with ``method: dino`` or ``method: ibot``."""
 
     masking: str  # a strategy in lib.masking.STRATEGIES; DINO also accepts none, its own
-    mask_ratio: list[Ratio]  # lower and upper bound of the ratio r
+    mask_ratio: list[Probability]  # lower and upper bound of the ratio r
     mask_probability: Probability  # probability that a global crop is masked
     share_ratio: bool  # one r per batch, of all processes, instead of one per crop
     hint_pool: Probability = 0.1  # fraction of the tokens, the most attended ones, of which AttMask-Hint reveals some
