@@ -37,6 +37,7 @@ Amount = Annotated[float, In("[0, inf)")]
 Positive = Annotated[float, In("(0, inf)")]
 Part = Annotated[float, In("(0, 1]")]
 Probability = Annotated[float, In("[0, 1]")]
+Ratio = Annotated[float, In("[0, 1)")]
 Seed = Annotated[int, In("[0, 2147483647]")]  # so that lib.engine.seeds does not overflow
 
 

@@ -463,7 +463,7 @@ def test_noise_is_normal_in_the_networks_own_statistics():
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (dict(optimizer="lamb"), "optimizer: got 'lamb', accepts adamw, sgd"),
+        (dict(optimizer="lamb"), "optimizer: got 'lamb', accepts adamw or sgd or lars"),
         (dict(splits=1), "splits: got 1, accepts 0 or at least 2"),
         (dict(splits=-2), "splits: got -2"),
         (dict(splits=3, mixup=0.2), "splits: .* no mixup"),

@@ -1,11 +1,13 @@
 """Distillation losses: DINO (Caron et al., ICCV 2021) and iBOT (Zhou et al., ICLR 2022)."""
 
+from typing import Literal, get_args
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CENTERINGS = ("ema", "sinkhorn")
+Centering = Literal["ema", "sinkhorn"]
 
 
 class CenteredLoss(nn.Module):
@@ -27,8 +29,8 @@ class CenteredLoss(nn.Module):
 
     def __init__(self, out_dim: int, *, student_temp: float = 0.1, center_momentum: float = 0.9, centering: str = "ema"):
         super().__init__()
-        if centering not in CENTERINGS:
-            raise ValueError(f"centering: got {centering!r}, accepts {', '.join(CENTERINGS)}")
+        if centering not in get_args(Centering):
+            raise ValueError(f"centering: got {centering!r}, accepts {', '.join(get_args(Centering))}")
         self.student_temp, self.center_momentum, self.centering = student_temp, center_momentum, centering
         self.register_buffer("center", torch.zeros(out_dim))
 

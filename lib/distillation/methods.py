@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
-from lib.distillation.losses import CENTERINGS, CenteredLoss, DINOLoss, IBOTLoss, at_least_float32, koleo
+from lib.distillation.losses import CenteredLoss, Centering, DINOLoss, IBOTLoss, at_least_float32, koleo
+from lib.keys import Amount, Count, Number, Part, Positive, Probability
 from lib.learning.base import Learner, MethodConfig
-from lib.learning.optimizers import check_optimizer, make_optimizer
+from lib.learning.optimizers import Optimizer, make_optimizer
 from lib.models import Features, Model, ProjectionHead, RestorationDecoder, network_of
-from lib.models.heads import HEAD_NORMS
+from lib.models.heads import HeadNorm
 from lib.schedules import cosine_schedule, linear_then_constant
 
 
@@ -26,32 +27,34 @@ class DistillationConfig(MethodConfig):
     """Keys of a recipe entry with ``method: dino`` or ``method: ibot``."""
 
     masking: str  # a strategy in lib.masking.STRATEGIES; DINO also accepts none, its own
-    mask_ratio: list[float]  # lower and upper bound of the ratio r
-    mask_probability: float  # probability that a global crop is masked
+    mask_ratio: list[Probability]  # lower and upper bound of the ratio r
+    mask_probability: Probability  # probability that a global crop is masked
     share_ratio: bool  # one r per batch, of all processes, instead of one per crop
-    hint_pool: float = 0.1  # fraction of the tokens, the most attended ones, of which AttMask-Hint reveals some
-    local_size: int  # pixels a side
-    local_crops: int
-    global_scale: list[float]  # area of a crop as a fraction of the image
-    local_scale: list[float]
-    out_dim: int  # prototypes K
-    hidden_dim: int  # of the projection head
-    bottleneck_dim: int  # of the projection head
+    hint_pool: Probability = 0.1  # fraction of the tokens, the most attended ones, of which AttMask-Hint reveals some
+    local_size: Count  # pixels a side
+    local_crops: Number
+    global_scale: list[Part]  # area of a crop as a fraction of the image
+    local_scale: list[Part]
+    out_dim: Count  # prototypes K
+    hidden_dim: Count  # of the projection head
+    bottleneck_dim: Count  # of the projection head
     norm_last_layer: bool  # the last layer's gain stays 1
-    freeze_epochs: int  # epochs without updates of the last layer
-    student_temp: float
-    teacher_temp: list[float]  # at the start and after the ramp
-    teacher_temp_epochs: int  # length of the ramp
-    center_momentum: float
-    momentum: float  # of the teacher at the start; it follows a cosine to 1
-    centering: str = "ema"  # of the teacher's outputs, see lib.distillation.losses.CenteredLoss
-    head_norm: str = "none"  # in the hidden layers of the projection head: none or batch
-    koleo: float = 0.0  # weight of the loss that spreads the class tokens of a batch, lib.distillation.losses.koleo
-    blur: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # probability in the first and second global view, and in local ones
-    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # lower and upper bound, in pixels
-    solarise: float = 0.2  # probability in the second global view
-    optimizer: str = "adamw"  # a name in lib.learning.optimizers.OPTIMIZERS
-    teacher_drop_path: float = 0.0  # probability, at the last block of the teacher, which DINO's code has for ConvNeXts
+    freeze_epochs: Number  # epochs without updates of the last layer
+    student_temp: Positive
+    teacher_temp: list[Positive]  # at the start and after the ramp
+    teacher_temp_epochs: Number  # length of the ramp
+    center_momentum: Probability
+    momentum: Probability  # of the teacher at the start; it follows a cosine to 1
+    centering: Centering = "ema"  # of the teacher's outputs, see lib.distillation.losses.CenteredLoss
+    head_norm: HeadNorm = "none"  # in the hidden layers of the projection head
+    koleo: Amount = 0.0  # weight of the loss that spreads the class tokens of a batch, lib.distillation.losses.koleo
+    blur: list[Probability] = field(
+        default_factory=lambda: [1.0, 0.1, 0.5]
+    )  # probability in the first and second global view, and in local ones
+    blur_sigma: list[Amount] = field(default_factory=lambda: [0.1, 2.0])  # lower and upper bound, in pixels
+    solarise: Probability = 0.2  # probability in the second global view
+    optimizer: Optimizer = "adamw"
+    teacher_drop_path: Probability = 0.0  # probability, at the last block of the teacher, which DINO's code has for ConvNeXts
     released_positions: bool = False  # interpolate positions, for local crops, like the released code, see lib.models.create_model
     guide: str = ""  # a kept network whose attention the masks follow in place of the teacher's, see lib.keep
 
@@ -60,18 +63,14 @@ class DistillationConfig(MethodConfig):
         choices = [*["none"] * (self.method == "dino"), *masking.STRATEGIES]
         if self.masking not in choices:
             raise ValueError(f"masking: got {self.masking!r}, method {self.method} accepts {', '.join(choices)}")
-        for name, accepted in (("centering", CENTERINGS), ("head_norm", HEAD_NORMS)):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, accepts {', '.join(accepted)}")
-        check_optimizer(self.optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MSTConfig(DistillationConfig):
     """Keys of a recipe entry with ``method: mst``."""
 
-    decoder_dim: int  # width of the restoration decoder
-    restoration: float  # weight of its loss beside the [CLS] loss
+    decoder_dim: Count  # width of the restoration decoder
+    restoration: Amount  # weight of its loss beside the [CLS] loss
 
 
 class Views(NamedTuple):

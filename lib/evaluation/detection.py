@@ -5,7 +5,7 @@ pyramid of the last one, with torchvision's Mask R-CNN (He et al., ICCV 2017) an
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.cascade import WEIGHTS, CascadeHeads
-from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.keys import Count, In, Part
 from lib.learning.base import Learner, TrainingConfig
 from lib.learning.optimizers import layerwise_optimizer
 from lib.models import Model
@@ -36,23 +36,22 @@ class DetectionSettings(TrainingConfig):
 
     FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
-    num_classes: int  # of objects
-    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
-    width: int  # channels of the pyramid and of the mask head
-    hidden_dim: int  # of the box head
+    num_classes: Count  # of objects
+    layer_decay: Part  # factor of the learning rate from each layer to the one below it; 1 is none
+    width: Count  # channels of the pyramid and of the mask head
+    hidden_dim: Count  # of the box head
     # Proposals of an image that train the heads. Twice as many pass the non-maximum suppression, four times as many of each level enter it.
-    proposals: int
-    cascade: list[float] = field(default_factory=list)  # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
+    proposals: Count
+    cascade: list[Annotated[float, In("(0, 1)")]] = field(
+        default_factory=list
+    )  # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layer_decay(self.layer_decay)
-        rising = self.cascade == sorted(self.cascade) and all(0 < iou < 1 for iou in self.cascade)
-        if not rising or len(self.cascade) > len(WEIGHTS):
-            raise ValueError(f"cascade: got {self.cascade}, accepts at most {len(WEIGHTS)} rising numbers between 0 and 1")
-        if not 1 <= self.train_size <= self.eval_size:
+        if self.cascade != sorted(self.cascade) or len(self.cascade) > len(WEIGHTS):
+            raise ValueError(f"cascade: got {self.cascade}, accepts at most {len(WEIGHTS)} rising numbers")
+        if self.train_size > self.eval_size:
             raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
-        self.check_counts("num_classes", "width", "hidden_dim", "proposals")
 
 
 class Detection(Learner):

@@ -18,7 +18,7 @@ from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.components import label
 from lib.evaluation.frozen import FullResolutionEvaluation
 from lib.evaluation.objects import sides_of
-from lib.keys import Keys
+from lib.keys import Count, Keys, Number, Part
 from lib.models import Model
 
 COMPONENTS = ("largest", "official")
@@ -243,12 +243,12 @@ class DiscoverySettings(Keys):
 
     data: str  # a card in data_cards/
     split: str  # of the test images
-    images: int = 0  # how many of them to take, from the first on; 0 takes all
-    longest: int | None  # pixels of the longer side that the network sees; null keeps the size of the images
-    patch_size: int  # pixels a side of the network's patches
-    k_patches: int  # of LOST
-    head: int = 4  # of DINO-seg
-    mass: float = 0.6  # of DINO-seg
+    images: Number = 0  # how many of them to take, from the first on; 0 takes all
+    longest: Count | None  # pixels of the longer side that the network sees; null keeps the size of the images
+    patch_size: Count  # pixels a side of the network's patches
+    k_patches: Count  # of LOST
+    head: Number = 4  # of DINO-seg
+    mass: Part = 0.6  # of DINO-seg
 
 
 class ObjectDiscovery(FullResolutionEvaluation, name="discovery"):

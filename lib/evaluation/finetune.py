@@ -4,7 +4,7 @@ Source: the recipe of DeiT (Touvron et al., ICML 2021, table 9), as AttMask sect
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from lib.engine.log import read_log
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.features import accuracy, features_and_logits
 from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.keys import Part
 from lib.learning.optimizers import layerwise_optimizer
 from lib.learning.supervised import Classification, ClassificationConfig
 from lib.models import Model
@@ -25,18 +26,8 @@ class FineTuneSettings(ClassificationConfig):
 
     FORMER = {"knn_k": [1], "depth": 0}
 
-    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_layer_decay(self.layer_decay)
-        if self.optimizer != "adamw":
-            raise ValueError(f"optimizer: got {self.optimizer!r}, fine-tuning accepts adamw")
-
-
-def check_layer_decay(layer_decay: float) -> None:
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay: got {layer_decay}, accepts a number in (0, 1]")
+    optimizer: Literal["adamw"]
+    layer_decay: Part  # factor of the learning rate from each layer to the one below it; 1 is none
 
 
 class FineTuning(Classification):

@@ -12,7 +12,7 @@ from lib.data.fingerprint import fingerprint
 from lib.data.loading import read_table
 from lib.data.reading import intact
 from lib.evaluation.base import Evaluation, Inputs
-from lib.keys import Keys
+from lib.keys import Count, Keys, Number, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,10 @@ class ViewSettings(Keys):
 
     data: str  # a card in data_cards/
     split: str  # of the test images
-    canvas: int  # pixels a side of the decoded images
-    images: int = 0  # how many of the test images to take, from the first on; 0 takes all
-    size: int | Literal["own"] = "own"  # pixels a side that the network sees; own: as in the evaluation during its training
-    crop: float | None | Literal["own"] = "own"  # visible part of the shorter side; null squeezes the whole image; own: as above
+    canvas: Count  # pixels a side of the decoded images
+    images: Number = 0  # how many of the test images to take, from the first on; 0 takes all
+    size: Count | Literal["own"] = "own"  # pixels a side that the network sees; own: as in the evaluation during its training
+    crop: Part | None | Literal["own"] = "own"  # visible part of the shorter side; null squeezes the whole image; own: as above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ProbeSettings(ViewSettings):
 
     train: str  # the split to learn from
     train_data: str | None = None  # its card; null is that of the test images
-    fraction: float | Literal["own"] = "own"  # of the split; own: the network's own fraction if it was trained on this dataset, else all
+    fraction: Part | Literal["own"] = "own"  # of the split; own: the network's own fraction if it was trained on this dataset, else all
 
 
 class ViewEvaluation(Evaluation):
@@ -88,6 +88,4 @@ def test_table(settings: Any, root: str | Path | None, *, boxed: bool) -> pa.Tab
     table, count = read_table(settings.data, settings.split, root=root), getattr(settings, "images", 0)
     if boxed and "boxes" in table.column_names:
         table = table.filter([len(boxes) > 0 for boxes in table["boxes"].to_pylist()])
-    if count < 0:
-        raise ValueError(f"images: got {count}, accepts 0, for all, or more")
     return table.slice(0, count or None)

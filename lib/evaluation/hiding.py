@@ -20,6 +20,7 @@ from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import ViewEvaluation, ViewSettings
 from lib.evaluation.localization import attention_mass, localization_maps
 from lib.evaluation.objects import true_objects
+from lib.keys import Count, Ratio
 from lib.models import Model
 
 COVER_SIZE = 224  # pixels a side at which objects are drawn
@@ -30,8 +31,8 @@ STRATEGIES = tuple(name for name, strategy in masking.STRATEGIES.items() if stra
 class HidingSettings(ViewSettings):
     """Settings of the measurement ``hiding``."""
 
-    ratio: float  # masked fraction of the patches
-    draws: int  # masks of each image, of strategies that draw at random
+    ratio: Ratio  # masked fraction of the patches
+    draws: Count  # masks of each image, of strategies that draw at random
 
 
 class Hiding(ViewEvaluation, name="hiding"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.features import Labelled, pooled_features
 from lib.evaluation.frozen import ProbeEvaluation, ProbeSettings
+from lib.keys import Count, Positive
 from lib.models import Model
 
 FEW_EXAMPLES = {1: 1, 5: 20, 10: 20, 20: 20}  # examples of each class -> k
@@ -175,14 +176,14 @@ def evaluate_knn(
 class KnnSettings(ProbeSettings):
     """Settings of the measurement ``knn``."""
 
-    neighbours: list[int]  # the values of k
-    temperature: float = 0.07  # of the votes
-    steps: list[int] = field(default_factory=list)  # from draw to draw of the 1, 5, 10 and 20 examples; [] draws them at random
+    neighbours: list[Count]  # the values of k
+    temperature: Positive = 0.07  # of the votes
+    steps: list[Count] = field(default_factory=list)  # from draw to draw of the 1, 5, 10 and 20 examples; [] draws them at random
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps and (len(self.steps) != len(FEW_EXAMPLES) or min(self.steps) < 1):
-            raise ValueError(f"steps: got {self.steps}, accepts [], or a positive step for each of {', '.join(map(str, FEW_EXAMPLES))}")
+        if self.steps and len(self.steps) != len(FEW_EXAMPLES):
+            raise ValueError(f"steps: got {self.steps}, accepts [], or a step for each of {', '.join(map(str, FEW_EXAMPLES))}")
 
 
 class Knn(ProbeEvaluation, name="knn"):

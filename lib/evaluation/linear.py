@@ -18,6 +18,7 @@ from lib.data.views import View, make_views
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.features import Labelled, pooled_features
 from lib.evaluation.frozen import ProbeEvaluation, ProbeSettings
+from lib.keys import Amount, Count, Part
 from lib.models import Model
 
 Batches = Iterable[Labelled]
@@ -169,12 +170,12 @@ def _generator(seed: int, epoch: int, device: str | torch.device = "cpu") -> tor
 class LinearSettings(ProbeSettings):
     """Settings of the measurement ``linear``."""
 
-    blocks: int  # number of last blocks whose class tokens are joined; networks with another pooling give their pooled vector
-    lrs: list[float]  # learning rates, one for each probe
-    epochs: int
-    batch_size: int
+    blocks: Count  # number of last blocks whose class tokens are joined; networks with another pooling give their pooled vector
+    lrs: list[Amount]  # learning rates, one for each probe
+    epochs: Count
+    batch_size: Count
     # Area of the random crops, flipped half of the time, that the papers train on; null trains on centre views with features computed once.
-    crop_scale: list[float] | None = None
+    crop_scale: list[Part] | None = None
 
     def blocks_of(self, network: Model) -> int:
         """The number of last blocks of a network whose class tokens are joined."""

@@ -20,6 +20,7 @@ from lib.evaluation.components import FORWARD_4, FORWARD_8, THRESHOLDS, componen
 from lib.evaluation.features import centre_views
 from lib.evaluation.frozen import ViewEvaluation, ViewSettings
 from lib.evaluation.objects import sides_of, true_objects
+from lib.keys import Count
 from lib.models import Model
 
 CONTOURS = ("all", "largest")
@@ -237,7 +238,7 @@ def attention_mass(maps: Tensor, objects: Tensor) -> Tensor:
 class LocalizationSettings(ViewSettings):
     """Settings of the measurement ``localization``."""
 
-    box_size: int  # pixels a side at which maps and boxes are compared
+    box_size: Count  # pixels a side at which maps and boxes are compared
 
 
 class ObjectSet(NamedTuple):

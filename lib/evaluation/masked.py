@@ -14,6 +14,7 @@ from lib.data.views import normalise
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.features import centre_views
 from lib.evaluation.linear import Linear, LinearSettings, probe_figures
+from lib.keys import Ratio
 from lib.masking import attention_mask
 from lib.models import Model, create_model
 
@@ -22,13 +23,13 @@ from lib.models import Model, create_model
 class MaskedSettings(LinearSettings):
     """Settings of the measurement ``masked_accuracy``."""
 
-    ratios: list[float]  # masked fractions of the patches, in [0, 1)
+    ratios: list[Ratio]  # masked fractions of the patches
     reference: str  # the network whose attention is masked, a ViT of timm with pretrained weights; own: the measured network itself
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise ValueError(f"ratios: got {self.ratios}, accepts one number in [0, 1) or more")
+        if not self.ratios:
+            raise ValueError("ratios: got [], accepts at least one")
 
 
 class MaskedAccuracy(Linear, name="masked_accuracy"):

@@ -19,7 +19,7 @@ from lib.data.reading import fitted, full_images
 from lib.data.retrieval import KINDS, RetrievalSet, load_retrieval
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import FullResolutionEvaluation
-from lib.keys import Keys
+from lib.keys import Count, Keys, Positive
 from lib.models import Model
 
 # protocol -> (positives, images that are left out of the ranking)
@@ -213,9 +213,9 @@ class RetrievalSettings(Keys):
     """Settings of the measurement ``retrieval``."""
 
     data: str  # a card with queries and a database
-    longest: int  # pixels of the longer side at scale 1
-    patch_size: int  # pixels a side of the network's patches
-    scales: list[float] = field(default_factory=lambda: list(SCALES))  # factors of the size
+    longest: Count  # pixels of the longer side at scale 1
+    patch_size: Count  # pixels a side of the network's patches
+    scales: list[Positive] = field(default_factory=lambda: list(SCALES))  # factors of the size
 
 
 class ImageRetrieval(FullResolutionEvaluation, name="retrieval"):

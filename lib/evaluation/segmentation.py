@@ -5,7 +5,7 @@ use the maps of four blocks; here it is ViTDet's pyramid.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from lib.data.segmentation import VOID, SemanticDataset
 from lib.data.views import normalise
 from lib.evaluation.base import DEFAULT, Context, Inputs
-from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
+from lib.keys import Count, In, Part, Positive
 from lib.learning.base import Learner, TrainingConfig
 from lib.learning.optimizers import layerwise_optimizer
 from lib.models import Model
@@ -32,20 +32,17 @@ class SegmentationSettings(TrainingConfig):
 
     FORMER = {"knn_epochs": 0, "knn_k": [1], "eval_crop": 1.0}
 
-    num_classes: int
+    batch_size: Annotated[int, In("[2, inf)")]  # images a step, over all processes; UPerNet's batch norms need two
+    num_classes: Count
     void: int  # value of mask pixels that are ignored; -1 is none
-    layer_decay: float  # factor of the learning rate from each layer to the one below it; 1 is none
-    width: int  # channels of the pyramid and the head
-    resize: list[float]  # bounds of the factor by which training images are resized
+    layer_decay: Part  # factor of the learning rate from each layer to the one below it; 1 is none
+    width: Count  # channels of the pyramid and the head
+    resize: list[Positive]  # bounds of the factor by which training images are resized
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layer_decay(self.layer_decay)
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size: got {self.batch_size}, UPerNet's batch norms accept 2 or more")
-        if len(self.resize) != 2 or not 0 < self.resize[0] <= self.resize[1]:
-            raise ValueError(f"resize: got {self.resize}, accepts two positive factors, the smaller one first")
-        self.check_counts("num_classes", "width")
+        if len(self.resize) != 2 or self.resize[0] > self.resize[1]:
+            raise ValueError(f"resize: got {self.resize}, accepts two factors, the smaller one first")
 
 
 class Segmenter(nn.Module):

@@ -20,7 +20,7 @@ from lib.data.reading import Damage, encoded, full_images, name_of, read_objects
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import FullResolutionEvaluation
 from lib.evaluation.knn import stable_topk
-from lib.keys import Keys
+from lib.keys import Count, Keys, Number, Positive
 from lib.models import Model
 
 BOUND = 0.008  # tolerance of the boundaries, as a part of the image's diagonal
@@ -229,12 +229,12 @@ class VideoSettings(Keys):
 
     data: str  # a card in data_cards/
     split: str  # of the videos
-    shortest: int  # pixels of the shorter side that the network sees
-    patch_size: int  # pixels a side of the network's patches
-    radius: int  # patches, of the square window of the candidates
-    n_last: int  # preceding frames, besides the first
-    topk: int  # nearest patches
-    temperature: float = 0.1  # of their weights
+    shortest: Count  # pixels of the shorter side that the network sees
+    patch_size: Count  # pixels a side of the network's patches
+    radius: Number  # patches, of the square window of the candidates
+    n_last: Number  # preceding frames, besides the first
+    topk: Count  # nearest patches
+    temperature: Positive = 0.1  # of their weights
 
 
 class VideoSegmentation(FullResolutionEvaluation, name="video"):

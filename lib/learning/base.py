@@ -1,13 +1,13 @@
 """The objects that the training loop trains: a learner and its configuration. Each method declares both, and its name, in one file."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lib.data.views import View, make_views
-from lib.keys import Keys
+from lib.keys import Amount, Count, Keys, Number, Part, Positive, Probability, Seed
 from lib.learning.optimizers import make_optimizer
 from lib.models import Model, network_of
 from lib.pooling import pooling_names
@@ -20,35 +20,23 @@ class TrainingConfig(Keys):
     """Keys of every training. Their values are in ``recipes/``."""
 
     data: str  # a card in data_cards/
-    fraction: float  # of each class's training images
-    canvas: int  # pixels a side of the decoded images
-    train_size: int  # pixels a side in training; of the global crops with multi-crop
-    eval_size: int  # pixels a side in evaluation
-    epochs: int
-    batch_size: int  # images a step, over all processes
-    lr: float  # at a batch of 256; scaled linearly
-    lr_final: float  # end of the cosine, not scaled
-    warmup_epochs: float
-    weight_decay: float  # of matrices, at the start
-    weight_decay_final: float  # end of the cosine
-    clip: float  # upper bound of each parameter's gradient norm; 0 is none
-    precision: str  # float32, or bfloat16 for autocast
+    fraction: Part  # of each class's training images
+    canvas: Count  # pixels a side of the decoded images
+    train_size: Count  # pixels a side in training; of the global crops with multi-crop
+    eval_size: Count  # pixels a side in evaluation
+    epochs: Count
+    batch_size: Count  # images a step, over all processes
+    lr: Amount  # at a batch of 256; scaled linearly
+    lr_final: Amount  # end of the cosine, not scaled
+    warmup_epochs: Amount
+    weight_decay: Amount  # of matrices, at the start
+    weight_decay_final: Amount  # end of the cosine
+    clip: Amount  # upper bound of each parameter's gradient norm; 0 is none
+    precision: Literal["float32", "bfloat16"]  # bfloat16 is autocast
     compile: bool  # torch.compile
-    drop_path: float  # probability, at the last block
-    checkpoint_steps: int  # steps between checkpoints
-    log_steps: int  # steps between lines of the log
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_counts("epochs", "batch_size", "log_steps", "checkpoint_steps")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: got {self.precision!r}, accepts float32, bfloat16")
-
-    def check_counts(self, *names: str) -> None:
-        """Raise ``ValueError`` if one of these keys is below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepts 1 or more")
+    drop_path: Probability  # probability, at the last block
+    checkpoint_steps: Count  # steps between checkpoints
+    log_steps: Count  # steps between lines of the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +44,21 @@ class MethodConfig(TrainingConfig):
     """Keys that every recipe entry has: those of a training, its network, and its evaluation by k-NN."""
 
     method: str  # a name in METHODS
-    seed: int
+    seed: Seed
     arch: str  # a name that lib.models.create_model accepts
-    patch_size: int  # pixels; of Vision Transformers
+    patch_size: Count  # pixels; of Vision Transformers
     pooling: str  # a name in lib.pooling.pooling_names(); none is the network's own
-    gamma: float  # of SimPool
+    gamma: Positive  # of SimPool
     pooling_options: dict = field(default_factory=dict)  # other options of the pooling, see its class
-    eval_crop: float  # side of the evaluated crop as a fraction of the image's shorter side
-    knn_epochs: int  # epochs between k-NN evaluations; 0 evaluates at the end only
-    knn_k: list[int]  # neighbours
+    eval_crop: Part  # side of the evaluated crop as a fraction of the image's shorter side
+    knn_epochs: Number  # epochs between k-NN evaluations; 0 evaluates at the end only
+    knn_k: list[Count]  # neighbours
     checks: dict = field(default_factory=dict)  # measurements of the network after each epoch, by name, with all their settings
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.knn_k or any(k < 1 for k in self.knn_k):
-            raise ValueError(f"knn_k: got {self.knn_k!r}, accepts a list of counts, at least one")
+        if not self.knn_k:
+            raise ValueError("knn_k: got [], accepts at least one number of neighbours")
         if self.pooling != "none" and self.pooling not in pooling_names():
             raise ValueError(f"pooling: got {self.pooling!r}, accepts none, {', '.join(pooling_names())}")
         if "gamma" in self.pooling_options or (self.pooling_options and self.pooling == "none"):
@@ -119,7 +107,7 @@ class Learner(nn.Module):
 class PretextConfig(MethodConfig):
     """Keys of a recipe entry with ``method: rotation``, and of every pretext task."""
 
-    crop_scale: list[float]  # area of the random crop as a fraction of the image
+    crop_scale: list[Part]  # area of the random crop as a fraction of the image
 
 
 class Pretext(Learner):

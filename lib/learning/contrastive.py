@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.data.views import View
+from lib.keys import Positive
 from lib.learning.base import Pretext, PretextConfig, mlp
 from lib.tensors import without_autocast
 
@@ -16,14 +17,9 @@ class ContrastiveConfig(PretextConfig):
     """Keys of a recipe entry with ``method: contrastive``."""
 
     jitter: float  # strength of the colour jitter; 1 is SimCLR's
-    temperature: float  # of the similarities
+    temperature: Positive  # of the similarities
     hidden_dim: int  # of the projection head
     out_dim: int  # of the projections that are compared
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: got {self.temperature}, accepts a positive number")
 
 
 class Contrastive(Pretext, method="contrastive"):

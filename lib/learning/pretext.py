@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib.data.views import View, denormalise, normalise
+from lib.keys import Count, Part, Probability
 from lib.learning.base import Pretext, PretextConfig, mlp
 from lib.learning.colours import BINS, quantise, rgb_to_lab
 
@@ -22,15 +23,15 @@ SIDE = 3  # of the puzzle, in tiles
 class JigsawConfig(PretextConfig):
     """Keys of a recipe entry with ``method: jigsaw``."""
 
-    grey: float  # probability that an image loses its colours, so that they do not reveal the answer
-    cell_size: int  # pixels a side of each of the nine cells
-    tile_size: int  # pixels a side of the tile that is cut from a random place in each cell
-    permutations: int  # number of classes
-    hidden_dim: int  # of the classifier
+    grey: Probability  # probability that an image loses its colours, so that they do not reveal the answer
+    cell_size: Count  # pixels a side of each of the nine cells
+    tile_size: Count  # pixels a side of the tile that is cut from a random place in each cell
+    permutations: Count  # number of classes
+    hidden_dim: Count  # of the classifier
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.tile_size <= self.cell_size or self.tile_size % self.patch_size:
+        if self.tile_size > self.cell_size or self.tile_size % self.patch_size:
             accepted = f"whole patches of {self.patch_size} pixels, at most cell_size ({self.cell_size})"
             raise ValueError(f"tile_size: got {self.tile_size}, accepts {accepted}")
 
@@ -39,15 +40,13 @@ class JigsawConfig(PretextConfig):
 class ColorizationConfig(PretextConfig):
     """Keys of a recipe entry with ``method: colorization``."""
 
-    cells: int  # predicted colours a side of a patch; 2 in patches of 8 pixels are the paper's 4-pixel cells
-    rebalancing: float  # lambda: share of the uniform distribution in the distribution of colours that weights the loss
+    cells: Count  # predicted colours a side of a patch; 2 in patches of 8 pixels are the paper's 4-pixel cells
+    rebalancing: Part  # lambda: share of the uniform distribution in the distribution of colours that weights the loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cells < 1 or self.patch_size % self.cells:
+        if self.patch_size % self.cells:
             raise ValueError(f"cells: got {self.cells}, accepts divisors of patch_size ({self.patch_size})")
-        if not 0 < self.rebalancing <= 1:
-            raise ValueError(f"rebalancing: got {self.rebalancing}, accepts a number in (0, 1]")
 
 
 class Rotation(Pretext, method="rotation"):

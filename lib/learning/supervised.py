@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lib.data.views import MEAN, STD, View, denormalise, make_views, normalise
+from lib.keys import Amount, Count, In, Number, Part, Positive, Probability, Ratio
 from lib.learning.base import Learner, MethodConfig, TrainingConfig
-from lib.learning.optimizers import check_optimizer, make_optimizer
+from lib.learning.optimizers import Optimizer, make_optimizer
 from lib.models import Model, network_of
 
 POLICY = r"rand(-m\d+|-n\d+|-p[01](\.\d+)?|-mstd\d+(\.\d+)?|-mmax\d+|-inc[01])*"
@@ -29,40 +31,31 @@ POLICY = r"rand(-m\d+|-n\d+|-p[01](\.\d+)?|-mstd\d+(\.\d+)?|-mmax\d+|-inc[01])*"
 class ClassificationConfig(TrainingConfig):
     """Keys of every training of a classifier."""
 
-    num_classes: int  # of the dataset
-    eval_crop: float  # side of the evaluated crop as a fraction of the image's shorter side
-    knn_epochs: int  # epochs between evaluations; 0 evaluates at the end only
-    optimizer: str  # a name in lib.learning.optimizers.OPTIMIZERS
-    crop_scale: list[float]  # area of the random crop as a fraction of the image
-    jitter: float  # of brightness, contrast and saturation
-    randaugment: int  # magnitude, up to 30, of two random operations per image; 0 is none
+    num_classes: Count  # of the dataset
+    eval_crop: Part  # side of the evaluated crop as a fraction of the image's shorter side
+    knn_epochs: Number  # epochs between evaluations; 0 evaluates at the end only
+    optimizer: Optimizer
+    crop_scale: list[Part]  # area of the random crop as a fraction of the image
+    jitter: Amount  # of brightness, contrast and saturation
+    randaugment: Annotated[int, In("[0, 30]")]  # magnitude, up to 30, of two random operations per image; 0 is none
     auto_augment: str = ""  # timm's RandAugment in timm's words, such as rand-m9-mstd0.5-inc1, of the crops; it replaces randaugment
-    repeats: int = 1  # views of an image in a batch, which then holds so many times fewer images
-    mixup: float  # parameter of mixup's beta distribution; 0 is none
-    cutmix: float  # the same for CutMix; with both, each batch gets one of them at random
-    smoothing: float  # of labels
-    erasing: float  # probability that a box of an image is erased
-    splits: int  # views for Jensen-Shannon consistency, the first without RandAugment; with auto_augment, of one crop; 0 is none
-    dropout: float  # before the classifier
-    ema: float  # decay of the moving average of the weights, which is evaluated; 0 evaluates the weights themselves
+    repeats: Count = 1  # views of an image in a batch, which then holds so many times fewer images
+    mixup: Amount  # parameter of mixup's beta distribution; 0 is none
+    cutmix: Amount  # the same for CutMix; with both, each batch gets one of them at random
+    smoothing: Probability  # of labels
+    erasing: Probability  # probability that a box of an image is erased
+    splits: Number  # views for Jensen-Shannon consistency, the first without RandAugment; with auto_augment, of one crop; 0 is none
+    dropout: Probability  # before the classifier
+    ema: Ratio  # decay of the moving average of the weights, which is evaluated; 0 evaluates the weights themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_optimizer(self.optimizer)
         if self.auto_augment and (self.randaugment or not re.fullmatch(POLICY, self.auto_augment)):
             raise ValueError(
                 f"auto_augment: got {self.auto_augment!r}, accepts timm's RandAugment, such as rand-m9-mstd0.5, and randaugment 0"
             )
-        self.check_counts("repeats")
-        bounds = {"randaugment": (0, 30), "mixup": (0, math.inf), "cutmix": (0, math.inf)}
-        bounds |= dict.fromkeys(("smoothing", "erasing", "dropout"), (0, 1))
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: got {getattr(self, name)}, accepts {low} to {high}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema: got {self.ema}, accepts 0 to below 1")
-        if self.splits == 1 or self.splits < 0:
-            raise ValueError(f"splits: got {self.splits}, accepts 0 or at least 2")
+        if self.splits == 1:
+            raise ValueError("splits: got 1, accepts 0 or at least 2")
         if self.splits and (self.mixup or self.cutmix):
             raise ValueError("splits: Jensen-Shannon consistency accepts no mixup and no cutmix beside it")
 
@@ -71,20 +64,16 @@ class ClassificationConfig(TrainingConfig):
 class SupervisedConfig(ClassificationConfig, MethodConfig):
     """Keys of a recipe entry with ``method: supervised``."""
 
-    depth: int  # blocks of a Vision Transformer; 0 is the architecture's own
-    token_dropout: float = 0.0  # of a Vision Transformer, see lib.models.create_model
+    depth: Number  # blocks of a Vision Transformer; 0 is the architecture's own
+    token_dropout: Probability = 0.0  # of a Vision Transformer, see lib.models.create_model
     split_norm: bool = False  # a batch norm of its own for each of the splits
     mean: list[float] = field(default_factory=lambda: list(MEAN))  # of the network's inputs, see lib.models.create_model
-    std: list[float] = field(default_factory=lambda: list(STD))
+    std: list[Positive] = field(default_factory=lambda: list(STD))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.split_norm and not self.splits:
             raise ValueError("split_norm: got True, accepts False without splits")
-        if not 0 <= self.token_dropout <= 1:
-            raise ValueError(f"token_dropout: got {self.token_dropout}, accepts 0 to 1")
-        if self.depth < 0:
-            raise ValueError(f"depth: got {self.depth}, accepts 0 or more")
 
 
 class Classification(Learner):

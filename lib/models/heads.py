@@ -1,5 +1,7 @@
 """The projection head of DINO and iBOT, and the decoder of MST."""
 
+from typing import Literal, get_args
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from lib.tensors import without_autocast
 
-HEAD_NORMS = ("none", "batch")
+HeadNorm = Literal["none", "batch"]
 
 
 class WeightNormLinear(nn.Module):
@@ -70,8 +72,8 @@ class ProjectionHead(nn.Module):
         norm: str = "none",
     ):
         super().__init__()
-        if norm not in HEAD_NORMS:
-            raise ValueError(f"norm: got {norm!r}, accepts {', '.join(HEAD_NORMS)}")
+        if norm not in get_args(HeadNorm):
+            raise ValueError(f"norm: got {norm!r}, accepts {', '.join(get_args(HeadNorm))}")
         if layers < 1:
             raise ValueError(f"layers: got {layers}, accepts 1 or more")
         widths = [in_dim] + [hidden_dim] * (layers - 1) + [bottleneck_dim]
