@@ -675,7 +675,7 @@ def test_names_that_are_not_utf_8_are_refused(make_card):
         write(folder / "train" / "a" / "caf\udce9.png")
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
-    with pytest.raises(ValueError, match=r"caf\\\\udce9\.png': is not a name in UTF-8"):
+    with pytest.raises(ValueError, match=r"caf\\udce9\.png': is not a name in UTF-8"):
         read(folder)
 
 
@@ -705,10 +705,10 @@ def test_bytes_in_a_table_are_hashed_once(monkeypatch):
         hashed.append(len(data))
         return real(data)
 
-    data = png()
+    data = b"an encoded picture, as a fingerprint knows it"
     table = common.table_of(image=[{"bytes": data, "path": f"{i}.png"} for i in range(3)], label=[0, 1, 2])
     monkeypatch.setattr(module.hashlib, "sha256", counted)
-    assert fingerprint(table) == "EXPECTED" and hashed.count(len(data)) == 3
+    assert fingerprint(table) == "b2b5d48beff606e0" and hashed.count(len(data)) == 3
 
 
 def test_damaged_images_are_still_left_out_with_a_warning(tmp_path):
