@@ -84,14 +84,14 @@ def with_our_columns(table: pa.Table, columns: dict[str, list[str]], source: str
         if "filename" not in ours:
             paths = pc.struct_field(ours["image"], "path").to_pylist()
             ours["filename"] = pa.chunked_array([[Path(path).name if path else f"{i:08d}" for i, path in enumerate(paths)]], pa.string())
-        (entry, count), *_ = Counter(zip(ours["filename"].to_pylist(), labels)).most_common(1) or [(None, 0)]
+        entry, count = max(Counter(zip(ours["filename"].to_pylist(), labels)).items(), key=lambda entry: entry[1], default=(("", 0), 0))
         if count > 1:
             raise pa.ArrowInvalid(f"{count} rows are of the file {entry[0]} and the label {entry[1]}")
         if "boxes" in ours:
             boxes = [of_image or [] for of_image in ours["boxes"].to_pylist()]
             one = bool(pa.types.is_primitive(ours["boxes"].type.value_type))  # one box per image, not a list of them
             ours["boxes"] = pa.chunked_array([pa.array([[box] if box else [] for box in boxes] if one else boxes, BOXES)])
-    except (pa.ArrowException, AttributeError, TypeError) as error:
+    except (pa.ArrowException, AttributeError, TypeError, UnicodeDecodeError) as error:
         kinds = ", ".join(f"{name} {column.type}" for name, column in ours.items())
         raise ValueError(f"{source}: {error}; has {kinds}, accepts image {IMAGE}, integers as labels, lists of numbers as boxes") from error
     return checked(by_class_and_name(pa.table(ours)))
