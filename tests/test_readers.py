@@ -206,8 +206,12 @@ def test_cards_list_all_classes(name, split, count):
     assert len(set(card(name).class_names)) == card(name).num_classes == count
 
 
-def test_sets_without_names_have_a_number_of_classes(make_card):
-    assert card("cub").num_classes == 200 and card("imagenet-wsol").num_classes == 1000
+@pytest.mark.parametrize("name, count", [("cub", 200), ("imagenet-wsol", 1000), ("horses", 0)])
+def test_cards_without_names_say_how_many_classes(name, count):
+    assert card(name).num_classes == count
+
+
+def test_labels_above_the_number_of_classes_are_refused(make_card):
     folder = make_card(names=None, num_classes=2)
     parquet(folder / "train.parquet")
     with pytest.raises(ValueError, match="has the label 2, accepts 0 to 1"):
