@@ -12,7 +12,7 @@ RECORDS = ROOT / "records"
 
 def runs_folder() -> Path:
     """The run store: ``$COMPANION_RUNS``, or ``runs/`` (not committed)."""
-    return Path(os.environ.get("COMPANION_RUNS", ROOT / "runs")).expanduser()
+    return Path(os.environ.get("COMPANION_RUNS") or ROOT / "runs").expanduser()
 
 
 def data_folder() -> Path | None:

@@ -47,7 +47,7 @@ def make_card(tmp_path, monkeypatch):
     """Writes the only card, ``toy``, whose folder is ``toy``."""
     monkeypatch.setattr(paths, "CARDS", tmp_path / "cards")
 
-    def make(names=("a", "b", "c"), count=99, classes="label", **ours):
+    def make(names=("a", "b", "c"), count=3, classes="label", **ours):
         kind = {"class_label": {"names": names if isinstance(names, dict) else dict(enumerate(names))}} if names else "int64"
         feature = {"name": "label", "dtype": kind} if classes == "label" else {"name": "classes", "list": kind}
         splits = [{"name": split, "num_bytes": 1, "num_examples": count} for split in ("train", "validation")]
@@ -81,7 +81,7 @@ def class_folders(folder, names, split="train"):
 
 def test_numbered_class_folders_have_the_card_s_numbers(make_card):
     names = {str(i): i for i in (0, 10, 11, *range(1, 10))}  # as YAML may list them
-    folder = class_folders(make_card(names), map(str, range(12)))
+    folder = class_folders(make_card(names, count=12), map(str, range(12)))
     assert labels(folder) == {f"of {i}.png": i for i in range(12)}
     assert card("toy").class_names == [str(i) for i in range(12)]
 
@@ -194,7 +194,7 @@ def test_labels_of_no_class_are_refused(make_card, wrong):
 
 def test_the_first_images_are_those_by_string_order(make_card):
     """n01440764_10026 comes before n01440764_9981, as in AttMask's 20%."""
-    folder = make_card(names=["a"], images_per_class=4)
+    folder = make_card(names=["a"], count=4, images_per_class=4)
     for number in (9981, 10026, 7, 10):
         write(folder / "train" / "a" / f"n_{number}.png")
     assert read_part("toy", "train", 0.5, root=folder.parent)["filename"].to_pylist() == ["n_10.png", "n_10026.png"]
@@ -203,7 +203,19 @@ def test_the_first_images_are_those_by_string_order(make_card):
 
 @pytest.mark.parametrize("name, split, count", [("imagenet-1k", "train", 1000), ("cifar100", "train", 100), ("coco2017", "train", 80)])
 def test_cards_list_all_classes(name, split, count):
-    assert len(set(card(name).class_names)) == count
+    assert len(set(card(name).class_names)) == card(name).num_classes == count
+
+
+@pytest.mark.parametrize("name, count", [("cub", 200), ("imagenet-wsol", 1000), ("horses", 0)])
+def test_cards_without_names_say_how_many_classes(name, count):
+    assert card(name).num_classes == count
+
+
+def test_labels_above_the_number_of_classes_are_refused(make_card):
+    folder = make_card(names=None, num_classes=2)
+    parquet(folder / "train.parquet")
+    with pytest.raises(ValueError, match="has the label 2, accepts 0 to 1"):
+        read(folder)
 
 
 # ---- shards -----------------------------------------------------------------------------------------------------------
@@ -221,7 +233,8 @@ def shards(folder, *names):
     ["train", "data/validation-00000-of-00001", "trainer-00000-of-00001"],
 ])  # fmt: skip
 def test_whole_sets_of_shards_are_read(make_card, names):
-    assert len(read(shards(make_card(), *names))) == sum("train" in name and "trainer" not in name for name in names)
+    count = sum("train" in name and "trainer" not in name for name in names)
+    assert len(read(shards(make_card(count=count), *names))) == count
 
 
 @pytest.mark.parametrize("names", [
@@ -235,11 +248,14 @@ def test_missing_and_foreign_shards_are_refused(make_card, names):
         read(folder)
 
 
-def test_more_images_than_the_card_lists_are_refused(make_card):
-    folder = make_card(count=2)
+@pytest.mark.parametrize("count", [2, 4])
+def test_more_or_fewer_images_than_the_card_lists_are_refused(make_card, count):
+    folder = make_card(count=count)
     parquet(folder / "train.parquet")
-    with pytest.raises(ValueError, match=rf"{folder}: holds 3 images of train, accepts at most 2"):
+    with pytest.raises(ValueError, match=rf"{folder}: holds 3 images of train, accepts {count} to {count}, by the number in its card"):
         read(folder)
+    folder = make_card(count=6, folders={"toy": 0.5})
+    assert len(read(folder)) == 3
 
 
 @pytest.mark.parametrize("change", [dict(names="cab"), dict(label=pa.array([0], pa.int32()))])
@@ -363,6 +379,13 @@ def test_exif_turns_nothing(tmp_path):
     xml.write_text(xml.read_text().replace("<width>12</width><height>9</height>", "<width>9</width><height>12</height>"))
     with pytest.raises(ValueError, match="as turned by EXIF"):
         read_voc(tmp_path, "V/all", {}, [])
+
+
+def test_loaded_images_are_not_turned_either(make_card):
+    folder = class_folders(make_card(), "bc")
+    turned(folder / "train" / "a" / "x.jpg")
+    picture = load("toy", "train", root=folder.parent)[0]["image"]
+    assert picture.size == (12, 9) and picture.getpixel((0, 4))[0] > 200
 
 
 def test_ids_and_names_are_unique(tmp_path):
@@ -598,7 +621,7 @@ def test_pictures_of_16_bits_are_scaled():
     assert np.array_equal(read_canvas(picture, 4)[0], np.asarray(Image.fromarray(u8([[0, 1, 128, 255]])).convert("RGB").resize((4, 4), 3)))
     stream = io.BytesIO()
     Image.fromarray(np.array([[0.5, 2.0]], np.float32)).save(stream, "tiff")
-    with pytest.raises(ValueError, match=r"^x\.tif: has pixels of the type F, accepts 8 or 16 bits"):
+    with pytest.raises(ValueError, match=r"^x\.tif: has pixels of the type F, accepts grey or RGB of 8 or 16 bits"):
         read_image({"bytes": stream.getvalue(), "path": "x.tif"})
 
 
@@ -675,7 +698,7 @@ def test_names_that_are_not_utf_8_are_refused(make_card):
         write(folder / "train" / "a" / "caf\udce9.png")
     except OSError:
         pytest.skip("this file system has names in UTF-8 alone")
-    with pytest.raises(ValueError, match=r"caf\\\\udce9\.png': is not a name in UTF-8"):
+    with pytest.raises(ValueError, match=r"caf\\udce9\.png': is not a name in UTF-8"):
         read(folder)
 
 
@@ -705,10 +728,10 @@ def test_bytes_in_a_table_are_hashed_once(monkeypatch):
         hashed.append(len(data))
         return real(data)
 
-    data = png()
+    data = b"an encoded picture, as a fingerprint knows it"
     table = common.table_of(image=[{"bytes": data, "path": f"{i}.png"} for i in range(3)], label=[0, 1, 2])
     monkeypatch.setattr(module.hashlib, "sha256", counted)
-    assert fingerprint(table) == "EXPECTED" and hashed.count(len(data)) == 3
+    assert fingerprint(table) == "b2b5d48beff606e0" and hashed.count(len(data)) == 3
 
 
 def test_damaged_images_are_still_left_out_with_a_warning(tmp_path):

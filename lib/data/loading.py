@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib import paths
 from lib.data import layouts, photographs, scenes, shards
-from lib.data.reading import name_of
+from lib.data.reading import name_of, opened
 from lib.data.sources import note
 from lib.files import parse_yaml
 
@@ -35,6 +35,7 @@ class Card:
     layout: tuple[str, ...]  # names in lib.data.layouts.LAYOUTS, tried in turn
     splits: dict[str, int]  # split -> images in the full dataset
     class_names: list[str]
+    num_classes: int  # 0 where the card does not say
     licence: str
     local_splits: dict[str, str] = field(default_factory=dict)  # split -> its name in local folders
     hub_splits: dict[str, str] = field(default_factory=dict)  # split -> its name on the Hub
@@ -58,15 +59,19 @@ def card(name: str) -> Card:
         front = parse_yaml(file.read_text(encoding="utf-8").split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
         kinds = {f["name"]: f.get("dtype", f.get("list")) for f in info["features"]}
-        classes = next((kinds[name]["class_label"]["names"] for name in ("label", "classes") if isinstance(kinds.get(name), dict)), {})
+        classes: dict = next(
+            (kinds[name]["class_label"]["names"] for name in ("label", "classes") if isinstance(kinds.get(name), dict)), {}
+        )
         optional = ("local_splits", "hub_splits", "hub_options", "columns", "one_object", "images_per_class")
+        names = [str(classes[number]) for number in sorted(classes, key=int)]
         return Card(
             name=name,
             hub=ours["hub"],
             folders=ours["folders"],
             layout=tuple(ours["layout"]),
             splits={s["name"]: s["num_examples"] for s in info["splits"]},
-            class_names=[str(classes[number]) for number in sorted(classes, key=int)],
+            class_names=names,
+            num_classes=int(ours.get("num_classes", len(names))),
             licence=front["license_name"] if front["license"] == "other" else front["license"],
             **{key: ours[key] for key in optional if key in ours},
         )
@@ -91,7 +96,15 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
 
     table = read_table(name, split, root=root).replace_schema_metadata(None)
     features, class_names = datasets.Features.from_arrow_schema(table.schema), card(name).class_names
-    types = {"image": datasets.Image(), "mask": datasets.Image(), "filename": datasets.Value("string")}
+
+    class Stored(datasets.Image):
+        """Images as they are stored: those of ``datasets`` are turned by EXIF, and boxes are not."""
+
+        def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> Image.Image:
+            with opened(value) as (image, _):
+                return image.copy()
+
+    types = {"image": Stored(), "mask": Stored(), "filename": datasets.Value("string")}
     types["label"] = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("int64")
     types["classes"] = datasets.List(types["label"])
     types["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
@@ -122,20 +135,24 @@ def _read(name: str, split: str, root: str | Path | None) -> pa.Table:
         return EMBEDDED[name](split, the_card.splits[split])
     folder = find_folder(name, root)
     if folder is None:
-        return _agreeing(_from_hub(the_card, split), the_card, split, str(the_card.hub))
+        return _agreeing(_from_hub(the_card, split), the_card, split, str(the_card.hub), whole=1.0)
     for layout in the_card.layout:
         table = layouts.LAYOUTS[layout](folder, the_card.local_splits.get(split, split), the_card.columns, the_card.class_names)
         if table is not None:
-            return _agreeing(table, the_card, split, str(folder))
+            part = the_card.folders[folder.name] if split == "train" else 1.0
+            return _agreeing(table, the_card, split, str(folder), whole=part if layout == "parquet" else 0.0)
     raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(the_card.layout)}")
 
 
-def _agreeing(table: pa.Table, the_card: Card, split: str, source: str) -> pa.Table:
-    """A table that agrees with its card; its masks know whether they show one object."""
-    if len(table) > the_card.splits[split]:
-        raise ValueError(f"{source}: holds {len(table)} images of {split}, accepts at most {the_card.splits[split]}, which its card lists")
+def _agreeing(table: pa.Table, the_card: Card, split: str, source: str, *, whole: float) -> pa.Table:
+    """A table that agrees with its card; its masks know whether they show one object. It holds at least the part ``whole`` of the split:
+    parquet files do not show by themselves whether one is missing.
+    """
+    most, least = the_card.splits[split], int(whole * the_card.splits[split] + 1e-9)
+    if not least <= len(table) <= most:
+        raise ValueError(f"{source}: holds {len(table)} images of {split}, accepts {least} to {most}, by the number in its card")
     labels = table["label"].to_pylist() if "label" in table.column_names else []
-    classes = len(the_card.class_names) or max(labels, default=0) + 1
+    classes = the_card.num_classes or max(labels, default=0) + 1
     for row, label in enumerate(labels):
         if not 0 <= label < classes:
             picture = name_of({"path": table["filename"][row].as_py(), "row": row})
@@ -179,7 +196,7 @@ def check_num_classes(num_classes: int | None, name: str, labels: Tensor) -> int
     Raises:
         ValueError: ``num_classes`` is another number.
     """
-    classes = len(card(name).class_names) or int(labels.max()) + 1
+    classes = card(name).num_classes or int(labels.max()) + 1
     if num_classes not in (None, classes):
         raise ValueError(f"num_classes: got {num_classes}, {name} accepts {classes}")
     return classes

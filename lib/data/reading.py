@@ -80,12 +80,12 @@ def in_rgb(image: Image.Image, name: str) -> Image.Image:
     """An opened image in RGB; 16 bits a pixel are scaled to 8.
 
     Raises:
-        ValueError: other numbers than of 8 or 16 bits.
+        ValueError: other numbers than of 8 or 16 bits, or the colours LAB.
     """
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I") or image.mode in ("F", "LAB"):
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{name}: has pixels of the type {image.mode}, accepts 8 or 16 bits")
+        if image.mode in ("F", "LAB") or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{name}: has pixels of the type {image.mode}, accepts grey or RGB of 8 or 16 bits")
         image = Image.fromarray((values / 257).round().astype(np.uint8))
     return image.convert("RGB")
 

@@ -33,7 +33,7 @@ def read_parquet(folder: Path, split: str, columns: dict[str, list[str]], names:
     parts = [re.fullmatch(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?", file.stem.removeprefix(split)) for file in files]
     if [file.stem for file in files] != [split]:
         for file, part in zip(files, parts):
-            if part is None or part[2] != parts[0][2] or file.parent != files[0].parent:
+            if not part or not parts[0] or part[2] != parts[0][2] or file.parent != files[0].parent:
                 raise ValueError(f"{file}: lies beside {files[0].name}; accepts {split}.parquet alone, or the shards of one set")
         numbers, count = [int(part[1]) for part in parts if part], int(parts[0][2]) if parts[0] else 0
         if numbers != list(range(count)):

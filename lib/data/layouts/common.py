@@ -89,7 +89,7 @@ def with_our_columns(
         if "filename" not in ours:
             paths = pc.struct_field(ours["image"], "path").to_pylist()
             ours["filename"] = pa.chunked_array([[Path(path).name if path else f"{i:08d}" for i, path in enumerate(paths)]], pa.string())
-        (entry, count), *_ = Counter(zip(ours["filename"].to_pylist(), labels)).most_common(1) or [(None, 0)]
+        entry, count = max(Counter(zip(ours["filename"].to_pylist(), labels)).items(), key=lambda entry: entry[1], default=(("", 0), 0))
         if count > 1:
             raise pa.ArrowInvalid(f"{count} rows are of the file {entry[0]} and the label {entry[1]}")
         if "boxes" in ours:
@@ -99,7 +99,7 @@ def with_our_columns(
         if arrow_files is not None:
             column = next(name for name in columns.get("image", ["image"]) if name in table.column_names)
             ours["image"] = pa.chunked_array([pa.array(shards.places(arrow_files, column), IMAGE)])
-    except (pa.ArrowException, AttributeError, TypeError) as error:
+    except (pa.ArrowException, AttributeError, TypeError, UnicodeDecodeError) as error:
         kinds = ", ".join(f"{name} {column.type}" for name, column in ours.items())
         raise ValueError(f"{source}: {error}; has {kinds}, accepts image {IMAGE}, integers as labels, lists of numbers as boxes") from error
     return checked(by_class_and_name(pa.table(ours)))

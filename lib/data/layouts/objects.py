@@ -123,7 +123,7 @@ def _add_coco_object(annotation: dict, objects: dict, sizes: dict, number: dict)
         lists["rles"].append(rle)
 
 
-def run_lengths(shape: dict | list, size: tuple[int | None, int | None]) -> tuple[str, tuple[int, int]]:
+def run_lengths(shape: dict | list, size: tuple[int | None, int | None]) -> tuple[str, tuple[int | None, int | None]]:
     """COCO's compressed run-length encoding, of one that may be uncompressed or of polygons, and the (height, width) that it is of.
 
     Raises:
