@@ -152,6 +152,8 @@ def test_every_link_leads_somewhere(site):
     assert len(pages) > 100
     wrong = []
     for file, found in pages.items():
+        if "_modules" in file.parts:  # sources lead back to names by a list of their own
+            continue
         for link in found.links:
             path, place = urldefrag(link)
             target = (file.parent / unquote(path.split("?")[0])).resolve() if path else file
