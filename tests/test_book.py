@@ -41,7 +41,7 @@ COMPLAINTS = """(W) => {
 }"""
 LOADED = """(async () => {
     await window.MathJax?.startup?.promise;
-    await Promise.all([...document.images].map(i => {i.loading = "eager"; return i.decode().catch(() => 0)}));
+    await Promise.all([...document.images].map(i => {i.loading = "eager"; return i.complete || new Promise(r => {i.onload = i.onerror = r})}));
 })()"""
 
 
