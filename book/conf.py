@@ -15,11 +15,13 @@ author = "The companion's authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # the committed outputs are shown
+nb_ipywidgets_js = {}  # sliders need a running kernel; their scripts would come from a network
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 html_title = project
+html_context = {"default_mode": "auto"}
 html_theme = "sphinx_book_theme"
 html_static_path = ["book.css", str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js")]
 html_css_files = ["book.css"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import SlidesExporter
+from pages import fit
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TEMPLATE = Path(__file__).resolve().parent / "slides.html.j2"
@@ -30,7 +31,7 @@ def deck(notebook: Path) -> str:
         used = height if kind != "-" else used + height
         cell.metadata["slideshow"] = {"slide_type": kind}
     content.metadata["title"] = content.cells[0].source.splitlines()[0].removeprefix("# ")
-    return SlidesExporter(template_file=str(TEMPLATE)).from_notebook_node(content)[0]
+    return fit(SlidesExporter(template_file=str(TEMPLATE)).from_notebook_node(content)[0], content.metadata["title"])
 
 
 def _shown(cell) -> bool:

@@ -41,7 +41,7 @@ COMPLAINTS = """(W) => {
 }"""
 LOADED = """(async () => {
     await window.MathJax?.startup?.promise;
-    await Promise.all([...document.images].map(i => {i.loading = "eager"; return i.decode().catch(() => 0)}));
+    await Promise.all([...document.images].map(i => {i.loading = "eager"; return i.complete || new Promise(r => {i.onload = i.onerror = r})}));
 })()"""
 
 
@@ -152,6 +152,8 @@ def test_every_link_leads_somewhere(site):
     assert len(pages) > 100
     wrong = []
     for file, found in pages.items():
+        if "_modules" in file.parts:  # sources lead back to names by a list of their own
+            continue
         for link in found.links:
             path, place = urldefrag(link)
             target = (file.parent / unquote(path.split("?")[0])).resolve() if path else file
