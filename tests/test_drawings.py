@@ -5,8 +5,8 @@ from itertools import combinations
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from matplotlib.path import Path
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
 
 from course.drawings import STEPS, drawings, formula, ibot, pooling
 from lib.pooling import landscape, pooling_names
