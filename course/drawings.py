@@ -28,6 +28,7 @@ INK, PALE = "0.15", "0.6"
 COLOURS = dict(zip(("teacher", "student", "data", "loss", "result"), (sns.color_palette("pastel")[i] for i in (0, 1, 7, 3, 2))))
 TYPE = 16  # points, of names
 NOTE = 13  # of notes
+FONT = "DejaVu Sans"  # comes with matplotlib, so that words are as long everywhere
 GREEK = {name: rf"\{name}" for name in ("pi", "psi", "sigma", "eta", "alpha", "tau", "eps")}
 GREEK |= {"eps": r"\varepsilon", "inf": r"\infty"}
 
@@ -57,7 +58,7 @@ class Drawing:
         self.axis.set(xlim=(0, width), ylim=(0, height))
         self.axis.axis("off")
         self._rounded(Box(width / 2, height / 2, width - 0.1, height - 0.1), facecolor="white", edgecolor="0.8", zorder=0, rounding=0.25)
-        self.axis.text(0.35, height - 0.4, title, fontsize=TYPE + 3, weight="bold", color=INK, va="center")
+        self.axis.text(0.35, height - 0.4, title, fontsize=TYPE + 3, weight="bold", color=INK, va="center", family=FONT)
 
     def _rounded(self, box: Box, rounding: float = 0.12, **style) -> None:
         corner = (box.x - box.width / 2, box.y - box.height / 2)
@@ -76,7 +77,7 @@ class Drawing:
 
     def label(self, x: float, y: float, text: str, *, size: float = NOTE, colour: str = INK, **style):
         """Words around a point."""
-        return self.axis.text(x, y, text, fontsize=size, color=colour, ha=style.pop("ha", "center"), va="center", zorder=4, **style)
+        return self.axis.text(x, y, text, fontsize=size, color=colour, va="center", zorder=4, **dict(ha="center", family=FONT) | style)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], *, bend: str = "", dashed: bool = False) -> None:
         """From one point to another: straight, around one corner (``-|`` first along, ``|-`` first up or down), or ``over`` what lies between."""
@@ -295,7 +296,7 @@ def verdict() -> Figure:
     boxes = [d.box(1.45 + 2.58 * i, 4.2, 2.0, 0.8, name, row[0]) for i, (name, row) in enumerate(stations.items())]
     for box, (_, what, where) in zip(boxes, stations.values()):
         d.label(box.x, 3.37, what)
-        d.label(box.x, 2.8, where, family="monospace", colour="0.35")
+        d.label(box.x, 2.8, where, family="DejaVu Sans Mono", colour="0.35")
     for first, second in zip(boxes, boxes[1:]):
         d.arrow(first.side("right"), second.side("left"))
     words = "Three examples. Dots: the differences of three\nseeds. Line: the 95% interval of their mean.\n"
