@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib import paths
+from lib.batch import settle_kernels
 
 # What an execution leaves in a notebook besides its outputs.
 TRACES = "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.companion metadata.language_info"
@@ -36,6 +37,7 @@ def write(source: Path) -> Path:
     """
     import papermill
 
+    settle_kernels()
     folder = paths.NOTEBOOKS / "solutions" if source.stem.endswith("_solutions") else paths.NOTEBOOKS
     target = folder / f"{source.stem}.ipynb"
     run = [sys.executable, "-m"]

@@ -20,9 +20,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import paths
+from lib.engine.interrupts import stop_wanted, stopping
 from lib.recipes import SCALES
+from lib.results.provenance import versions
 
 STAMP = "companion"  # key of our metadata in executed notebooks
+POLL = 5.0  # seconds between looks at the clock, at signals and at Ray
+UNFINISHED = "not finished when the grid was stopped"
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,39 @@ class Job:
     source: Path
     target: Path
     parameters: dict
+    surroundings: str  # see the function of this name
 
     @property
     def stamp(self) -> str:
-        """Hash of everything that the output depends on: the notebook, its parameters, the code and the records."""
-        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode())
+        """Hash of everything that the output depends on."""
+        digest = hashlib.sha256(json.dumps([self.parameters, self.surroundings], sort_keys=True).encode())
         digest.update(self.source.read_bytes())
-        for folder, pattern in ((paths.ROOT / "lib", "**/*.py"), (paths.RECIPES, "*.yaml"), (paths.RECORDS, "*/*.jsonl")):
-            for file in sorted(folder.glob(pattern)):
-                digest.update(file.read_bytes())
-        digest.update(str(paths.data_folder()).encode())
         return digest.hexdigest()[:16]
 
     @property
     def done(self) -> bool:
         try:
-            return json.loads(self.target.read_text())["metadata"][STAMP]["stamp"] == self.stamp
-        except (OSError, KeyError, json.JSONDecodeError):
+            return json.loads(self.target.read_text(encoding="utf-8"))["metadata"][STAMP]["stamp"] == self.stamp
+        except (OSError, KeyError, ValueError):
             return False
+
+
+def surroundings() -> str:
+    """Hash of what notebooks depend on beside their own text: the code, recipes, cards, published figures and claims, records, kept networks,
+    the libraries' versions, and the names, sizes and times of all data files.
+    """
+    digest = hashlib.sha256(json.dumps([versions(), str(paths.data_folder())]).encode())
+    ours = ("lib/**/*.py", "lib/**/*.csv", "lib/**/*.yaml", "course/*.py")
+    found = [(paths.ROOT, pattern) for pattern in ours] + [(paths.RECIPES, "*.yaml"), (paths.CARDS, "*/*.md"), (paths.RECORDS, "*/*")]
+    for folder, pattern in found:
+        for file in sorted(file for file in folder.glob(pattern) if file.suffix != ".lock" and file.is_file()):
+            digest.update(file.read_bytes())
+    for parent, folders, names in os.walk(paths.data_folder() or os.devnull, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            state = os.lstat(os.path.join(parent, name))
+            digest.update(os.fsencode(f"{parent}/{name}:{state.st_size}:{state.st_mtime_ns};"))
+    return digest.hexdigest()[:16]
 
 
 def find_notebooks(prefixes: list[str] | None = None) -> list[Path]:
@@ -67,14 +86,14 @@ def find_notebooks(prefixes: list[str] | None = None) -> list[Path]:
 
 def plan(notebooks: list[Path], scale: str, *, seeds: list[int] | None = None, record: bool = False) -> list[Job]:
     """A job for each notebook, and for each seed where the notebook has that parameter."""
-    jobs = []
+    jobs, around = [], surroundings()
     for source in notebooks:
         known = notebook_parameters(source)
         for seed in seeds or (None,):
             wanted = {"scale": scale, "record": record or None, "seed": seed}
             parameters = {name: value for name, value in wanted.items() if value is not None and name in known}
             suffix = f"-seed{seed}" if "seed" in parameters else ""
-            job = Job(source, paths.runs_folder() / "notebooks" / scale / f"{source.stem}{suffix}.ipynb", parameters)
+            job = Job(source, paths.runs_folder() / "notebooks" / scale / f"{source.stem}{suffix}.ipynb", parameters, around)
             if job not in jobs:
                 jobs.append(job)
     return jobs
@@ -94,6 +113,7 @@ def execute(source: str, target: str, parameters: dict, stamp: str, threads: int
         None, or what failed and in which cell. The output is written in either case.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    settle_kernels()
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -106,19 +126,34 @@ def execute(source: str, target: str, parameters: dict, stamp: str, threads: int
     except Exception as error:  # a killed kernel, a full disk
         return f"{type(error).__name__}: {error}"
     notebook = nbformat.read(target, as_version=4)
+    if not pictures(notebook) and (expected := len(pictures(nbformat.read(source, as_version=4)))):
+        return f"has no pictures, where {Path(source).name} has {expected}"
     export_figures(notebook, Path(target))
     notebook.metadata[STAMP] = {"stamp": stamp}
     nbformat.write(notebook, target)
     return None
 
 
+def settle_kernels() -> None:
+    """Kernels that start from this process run this Python and draw as the project does, whatever the user's Jupyter and matplotlib prefer."""
+    import matplotlib
+
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ["MATPLOTLIBRC"] = str(Path(matplotlib.get_data_path()) / "matplotlibrc")
+
+
+def pictures(notebook) -> list[str]:
+    """A notebook's PNG pictures, in base64."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+
+
 def export_figures(notebook, target: Path) -> None:
     """Write a notebook's pictures as ``figures/<notebook>-<number>.png`` beside it."""
     folder = target.parent / "figures"
     folder.mkdir(exist_ok=True)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    for number, picture in enumerate(pictures, 1):
+    for number, picture in enumerate(pictures(notebook), 1):
         (folder / f"{target.stem}-{number}.png").write_bytes(base64.b64decode(picture))
 
 
@@ -143,10 +178,14 @@ def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None
         jobs: see ``plan``.
         parallel: notebooks at a time; None is one a processor, or one a GPU.
         gpus: GPUs a notebook; fractions share one.
-        budget: seconds after which no notebook is started and running ones are stopped; what they trained can be resumed.
+        budget: seconds after which no notebook is started and running ones are stopped, as by SIGTERM and Ctrl-C; what they trained can be
+            resumed.
 
     Returns:
-        Output file -> what failed.
+        Output file -> what failed, or ``UNFINISHED``.
+
+    Raises:
+        RuntimeError: Ray has ended.
     """
     started = time.monotonic()
     todo = [job for job in jobs if not job.done]
@@ -159,34 +198,38 @@ def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None
     _start_ray(
         address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True
     )
-    resources = ray.cluster_resources()
-    cores, cards = int(resources.get("CPU", 1)), resources.get("GPU", 0)
-    parallel = parallel or max(1, int(cards / (gpus or 1)) if cards else cores)
-    threads = max(1, cores // parallel)
-    options = {"num_cpus": threads, "num_gpus": (gpus or 1) if cards else 0, "max_retries": 0}
-    remote = ray.remote(execute).options(**options)
-    waiting = {remote.remote(str(j.source), str(j.target), j.parameters, j.stamp, threads): j for j in todo}
-    failures = {}
-    with tqdm(total=len(todo), desc="notebooks", unit="notebook") as bar:
-        while waiting:
-            left = None if budget is None else max(0.0, budget - (time.monotonic() - started))
-            ready, _ = ray.wait(list(waiting), timeout=left)
-            if not ready:
-                for reference, job in waiting.items():
-                    ray.cancel(reference, force=True)
-                    failures[job.target] = "not finished within the time budget"
-                break
-            for reference in ready:
-                job = waiting.pop(reference)
-                try:
-                    problem = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    problem = f"worker died: {error}"
-                if problem:
-                    failures[job.target] = problem
-                    tqdm.write(f"FAILED {job.target}: {problem}")
-                bar.update()
-    ray.shutdown()
+    try:
+        resources = ray.cluster_resources()
+        cores, cards = int(resources.get("CPU", 1)), resources.get("GPU", 0)
+        parallel = parallel or max(1, int(cards / (gpus or 1)) if cards else cores)
+        threads = max(1, cores // parallel)
+        options = {"num_cpus": threads, "num_gpus": (gpus or 1) if cards else 0, "max_retries": 0}
+        remote = ray.remote(execute).options(**options)
+        waiting = {remote.remote(str(j.source), str(j.target), j.parameters, j.stamp, threads): j for j in todo}
+        failures = {}
+        with stopping(), tqdm(total=len(todo), desc="notebooks", unit="notebook") as bar:
+            while waiting:
+                left = POLL if budget is None else max(0.0, min(POLL, budget - (time.monotonic() - started)))
+                ready, _ = ray.wait(list(waiting), timeout=left)
+                if not ready and (left == 0 or stop_wanted()):
+                    for reference, job in waiting.items():
+                        ray.cancel(reference, force=True)
+                        failures[job.target] = UNFINISHED
+                    break
+                if not ready and not any(node["Alive"] for node in ray.nodes()):
+                    raise RuntimeError("ray: its last node has ended; the same command goes on with what is left")
+                for reference in ready:
+                    job = waiting.pop(reference)
+                    try:
+                        problem = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        problem = f"worker died: {error}"
+                    if problem:
+                        failures[job.target] = problem
+                        tqdm.write(f"FAILED {job.target}: {problem}")
+                    bar.update()
+    finally:
+        ray.shutdown()
     return failures
 
 
@@ -211,7 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     budget = None if options.budget is None else 60 * options.budget
-    failures = run_jobs(jobs, parallel=options.parallel, gpus=options.gpus, budget=budget)
+    try:
+        failures = run_jobs(jobs, parallel=options.parallel, gpus=options.gpus, budget=budget)
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     folder = paths.runs_folder() / "notebooks" / options.scale
     print(f"executed notebooks  {folder}\nfigures             {folder / 'figures'}")
     report = next((job.target for job in jobs if job.target.name.startswith("99") and job.target.is_file()), None)
@@ -219,6 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"report              {report}")
     for target, problem in failures.items():
         print(f"FAILED {target}\n       {problem}", file=sys.stderr)
+    if UNFINISHED in failures.values():
+        print("stopped early; the same command continues")
+        return 3
     return 1 if failures else 0
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lib import recipes
+from lib.engine.interrupts import stop_wanted, stopping
 from lib.engine.processes import default_device
 from lib.measure import measure, measurement_of
 from lib.results.records import records
@@ -53,20 +54,20 @@ def record_evidence(scale: str, *, budget: float | None = None, device=None, roo
             print(f"{title}: recorded")
         elif run_key in failed:  # what is not trained can't be measured
             complete = False
-        elif left == 0:
+        elif left == 0 or stop_wanted():
             print(f"{title}: no time left; the same command continues here")
             return False
         else:
             print(title, flush=True)
             try:
                 result = make(budget=left, device=device, root=root, record=True, progress=progress)
-            except (ImportError, RuntimeError, ValueError) as error:
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
                 print(f"{title}: failed: {error}", file=sys.stderr)
                 complete = False
                 failed |= {run_key} if key == run_key else set()
                 continue
             if not result.finished:
-                print(f"{title}: stopped at the time budget; the same command continues here")
+                print(f"{title}: stopped early; the same command continues here")
                 return False
             figures = {metric: value for metric, value in result.metrics.items() if isinstance(value, float)}
             print(f"{title}: " + ", ".join(f"{metric} {value:.1f}" for metric, value in list(figures.items())[:4]), flush=True)
@@ -118,8 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     budget = None if options.budget is None else 60 * options.budget
     try:
-        return 0 if record_evidence(options.scale, budget=budget, device=options.device, root=options.root) else 3
-    except (RuntimeError, ValueError) as error:
+        with stopping():
+            return 0 if record_evidence(options.scale, budget=budget, device=options.device, root=options.root) else 3
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -1,9 +1,60 @@
-"""Files that are whole at every moment."""
+"""Files that are whole at every moment, and YAML that means what it looks like."""
 
+import errno
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
+PATIENCE = 3.0  # seconds of waiting for a lock before a word is said
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.2: ``010`` is ten, ``1e-4`` a number, ``1:30``, ``no`` and ``2026-11-28`` are words. A key that stands twice is an error."""
+
+    yaml_implicit_resolvers: dict[str, list] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if repeated := {key for key in keys if not isinstance(key, list) and keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(sorted(repeated))} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+SCALARS = {  # the core schema of YAML 1.2, and the merge key of 1.1
+    "bool": "true|false",
+    "int": "[-+]?[0-9]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+    "null": "null|~|",
+    "merge": "<<",
+}
+for _kind, _pattern in SCALARS.items():
+    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), None)
+Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text in YAML says; raises ``yaml.YAMLError``."""
+    return yaml.load(text, Yaml)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a file in YAML says.
+
+    Raises:
+        ValueError: a missing or damaged file, named.
+    """
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: missing or damaged ({error})") from error
 
 
 @contextmanager
@@ -18,6 +69,36 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the lock of a file. Whoever has to wait for another process says so after a moment; where the file system, as of some network disks,
+    knows no locks, a file that exists takes their place.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    name = f"{file}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock: BaseFileLock = FileLock(name)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            lock = SoftFileLock(name)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        warnings.warn(f"waiting for another process, which holds {name}", stacklevel=3)
+        lock.acquire()
+    except OSError as error:
+        raise ValueError(f"{file.parent}: cannot be written ({error}); COMPANION_RUNS names another folder for runs") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -8,22 +8,21 @@ import json
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from lib import files, paths
+from lib import paths
 from lib.engine.seeds import seeded
 from lib.models import Model, create_model, network_of
 from lib.results.runs import Run
 from lib.results.titles import POOLINGS, STRATEGIES, TITLES
+from lib.tensors import load_tensors, save_tensors
 
 
 def keep(name: str, run: Run) -> None:
     """Keep a finished run's encoder under a name, in half precision, with its configuration and result beside the weights."""
-    weights = {key: value.half().contiguous() for key, value in run.encoder_weights().items()}
+    weights = {key: value.half() for key, value in run.encoder_weights().items()}
     result = run.result()
     about = {key: json.dumps(result[key]) for key in ("entry", "key", "config", "metrics", "device", "commit", "data")}
-    with files.replacing(_file(name)) as partial:
-        save_file(weights, partial, metadata=about)
+    save_tensors(_file(name), weights, about)
 
 
 def kept_names() -> list[str]:
@@ -44,11 +43,10 @@ def load_kept(name: str, device="cpu") -> Model:
     """
     if name not in kept_names():
         raise ValueError(f"name: got {name!r}, accepts {', '.join(kept_names())}")
+    weights, about = load_tensors(_file(name))
     try:
-        with safe_open(_file(name), "pt") as stream:
-            weights = {key: stream.get_tensor(key).float() for key in stream.keys()}
-        encoder = network_of(_config(name))
-        encoder.load_state_dict(weights)
+        encoder = network_of(json.loads(about["config"]))
+        encoder.load_state_dict({key: value.float() for key, value in weights.items()})
     except Exception as error:
         raise ValueError(f"{_file(name)}: damaged checkpoint ({error})") from error
     return encoder.to(device).eval()

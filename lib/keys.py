@@ -7,10 +7,11 @@ that names a run leaves neutral values out, so that a new field does not change 
 
 import copy
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 NAMES = {float: "a number", int: "an integer", bool: "true or false", str: "a word", type(None): "null", dict: "names with values"}
 
@@ -19,15 +20,36 @@ class Mismatch(ValueError):
     """A value is not of its key's type."""
 
 
+@dataclasses.dataclass(frozen=True)
+class In:
+    """The numbers that a key accepts, beside its type: ``Annotated[float, In("(0, 1]")]``. A round bracket leaves the end out."""
+
+    interval: str
+
+    def __contains__(self, number: float) -> bool:
+        low, high = map(float, self.interval[1:-1].split(","))
+        return low <= number <= high and (self.interval[0] == "[" or number > low) and (self.interval[-1] == "]" or number < high)
+
+
+Count = Annotated[int, In("[1, inf)")]
+Number = Annotated[int, In("[0, inf)")]  # a count that may be 0
+Amount = Annotated[float, In("[0, inf)")]
+Positive = Annotated[float, In("(0, inf)")]
+Part = Annotated[float, In("(0, 1]")]
+Probability = Annotated[float, In("[0, 1]")]
+Seed = Annotated[int, In("[0, 2147483647]")]  # so that lib.engine.seeds does not overflow
+
+
 def typed(name: str, value: Any, kind: Any) -> Any:
     """A value as the type of its key.
 
-    An integer serves as a number, and so does a word like ``1e-4``, which YAML 1.1 does not read as a number. Nothing else is converted.
+    An integer serves as a number, and so does a word like ``1e-4``. Nothing else is converted. Numbers are finite.
 
     Args:
         name: of the key, for the error.
         value: what was given.
-        kind: ``float``, ``int``, ``bool``, ``str``, ``dict``, a list of one of them, a ``Literal``, or a union, of which the first that fits is taken.
+        kind: ``float``, ``int``, ``bool``, ``str``, ``dict``, a list of one of them, a ``Literal``, one of them ``Annotated`` with
+            ``In``, or a union, of which the first that fits is taken.
 
     Raises:
         ValueError: a value of another type.
@@ -54,6 +76,11 @@ def describe(kind: Any) -> str:
         return " or ".join(map(describe, typing.get_args(kind)))
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is Annotated:
+        return f"{describe(typing.get_args(kind)[0])} in {typing.get_args(kind)[1].interval}"
+    if typing.get_origin(kind) is list and typing.get_origin(typing.get_args(kind)[0]) is Annotated:
+        inner, bounds = typing.get_args(typing.get_args(kind)[0])
+        return f"{describe(types.GenericAlias(list, inner))} in {bounds.interval}"
     if typing.get_origin(kind) is list:
         plural = {float: "numbers", int: "integers", str: "words", bool: "true or false"}
         return f"a list of {plural[typing.get_args(kind)[0]]}"
@@ -72,12 +99,20 @@ def _converted(value: Any, kind: Any) -> Any:
         if not any(type(value) is type(member) and value == member for member in typing.get_args(kind)):
             raise ValueError
         return value
+    if typing.get_origin(kind) is Annotated:
+        inner, bounds = typing.get_args(kind)
+        number = _converted(value, inner)
+        if number not in bounds:
+            raise ValueError
+        return number
     if typing.get_origin(kind) is list:
         if not isinstance(value, (list, tuple)):
             raise TypeError
         return [_converted(item, typing.get_args(kind)[0]) for item in value]
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
     return value
@@ -90,7 +125,7 @@ class Keys:
     FORMER: ClassVar[dict[str, Any]] = {}  # fields that this class once had, with the only value that they had; the hash still has them
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
+        for name, kind in typing.get_type_hints(type(self), include_extras=True).items():
             if typing.get_origin(kind) is not ClassVar:
                 object.__setattr__(self, name, typed(name, getattr(self, name), kind))
 
@@ -124,7 +159,7 @@ class Keys:
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The keys and values that differ from those of a recipe."""
-        kinds, changes = typing.get_type_hints(type(self)), {}
+        kinds, changes = typing.get_type_hints(type(self), include_extras=True), {}
         for field in dataclasses.fields(self):
             value, name = getattr(self, field.name), field.name
             if value != (typed(name, settings[name], kinds[name]) if name in settings else neutral(field)):

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from torch import nn
 
 from lib import recipes
 from lib.data.bank import bank
+from lib.data.sources import noted
 from lib.engine.checkpoint import CHECKPOINT, load_checkpoint
+from lib.engine.interrupts import stopping
 from lib.engine.processes import default_device
 from lib.evaluation.base import Context, Evaluation, Inputs, Origin, evaluation_class, evaluation_names
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.evaluation.knn import evaluate_knn
 from lib.models import Model, load_released
+from lib.results.basis import check_basis, write_basis
 from lib.results.papers import paper_table
 from lib.results.runs import Measurement, Run
 from lib.train import configuration_of, find_run, load_encoder, origin_of, untrained_encoder
@@ -111,16 +115,17 @@ def measure(
         The measurement; ``finished`` is False when the budget ended first.
 
     Raises:
-        ValueError: an unknown measurement or setting, a run that is not finished, missing data, or more than one process.
+        ValueError: an unknown measurement or setting, a run that is not finished, missing data, data other than those that were measured
+            before, see ``lib.results.basis``, or more than one process.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ValueError(f"processes: got {processes} of torchrun, measurements accept one")
     measurement = measurement_of(run, name, **overrides)
-    if not measurement.finished:
-        run.result()  # says so where the run is not finished
-        with run.lock():
-            if not measurement.finished:  # by who held the lock before
-                _make(measurement, root, torch.device(device or default_device()), budget, progress)
+    run.result()  # says so where the run is not finished
+    with nullcontext() if measurement.finished else run.lock():
+        check_basis(measurement.basis, root=root, finished=measurement.finished)
+        if not measurement.finished:  # by who held the lock before
+            _make(measurement, root, torch.device(device or default_device()), budget, progress)
     if record and measurement.finished:
         measurement.record()
     return measurement
@@ -159,7 +164,9 @@ def load_tuned(measurement: Measurement, *, trained: bool = True, device="cpu") 
 def _make(measurement: Measurement, root, device: torch.device, budget: float | None, progress: bool) -> None:
     """Finish a measurement, or stop at the budget."""
     run, evaluation = measurement.run, evaluation_of(measurement)
-    inputs = evaluation.load(root=root, device=device, progress=progress)
+    with noted() as sources:
+        inputs = evaluation.load(root=root, device=device, progress=progress)
+    write_basis(measurement.basis, sources, root=root)
     networks = {True: lambda: load_encoder(run, device), False: lambda: untrained_encoder(run, device)}
 
     def folder(trained: bool) -> Path:
@@ -257,17 +264,18 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"file: got {options.overrides}, accepts one file after the name of the released checkpoint")
             print(measure_released(options.entry, options.overrides[0], root=options.root, device=options.device).round(1).to_string())
             return 0
-        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
+        overrides: dict[str, Any] = recipes.parse(options.overrides)
         prefix = f"{options.measurement}."
         settings: dict[str, Any] = {key.removeprefix(prefix): overrides.pop(key) for key in list(overrides) if key.startswith(prefix)}
         budget = None if options.budget is None else 60 * options.budget
         common: dict[str, Any] = dict(root=options.root, device=options.device, budget=budget, record=options.record)
-        measurement = measure(options.measurement, find_run(options.entry, **overrides), **common, **settings)
-    except (ImportError, RuntimeError, ValueError) as error:
+        with stopping():
+            measurement = measure(options.measurement, find_run(options.entry, **overrides), **common, **settings)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not measurement.finished:
-        print("stopped at the time budget; the same command continues")
+        print("stopped early; the same command continues")
         return 3
     for metric, value in measurement.metrics.items():
         print(f"{metric:28} {value:.2f}")

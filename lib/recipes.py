@@ -7,12 +7,14 @@ An entry is named ``scale/name``. Its keys are the fields of its method's config
 import itertools
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import yaml
 
-from lib import paths
+from lib import files, paths
 
 SCALES = ("smoke", "small", "paper")
 
@@ -32,11 +34,7 @@ class Entry:
 def _read(scale: str) -> dict:
     if scale not in SCALES:
         raise ValueError(f"scale: got {scale!r}, accepts {', '.join(SCALES)}")
-    file = paths.RECIPES / f"{scale}.yaml"
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: missing or damaged ({error})") from error
+    return files.read_yaml(paths.RECIPES / f"{scale}.yaml")
 
 
 def entry(name: str) -> Entry:
@@ -118,23 +116,32 @@ def evidence(scale: str, device: str) -> list[tuple[str, dict, list[tuple[str, d
             keys = [key for key in item if key not in ("entry", "device", "measure")]
             values = [item[key] if isinstance(item[key], list) else [item[key]] for key in keys]
             named = [words.split() for words in item.get("measure", [])]
-            measured = [(name, dict(map(parse, assignments))) for name, *assignments in named]
+            measured = [(name, parse(assignments)) for name, *assignments in named]
             runs += [(f"{scale}/{item['entry']}", dict(zip(keys, values_of_run)), measured) for values_of_run in itertools.product(*values)]
     return runs
 
 
 def words(overrides: dict) -> str:
-    """Overrides as on a command line; ``parse`` reads each of them."""
+    """Overrides as on a command line; ``parse`` reads them."""
     values = {key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for key, value in overrides.items()}
     return shlex.join(f"{key}={value}" for key, value in values.items())
 
 
-def parse(assignment: str) -> tuple[str, object]:
-    """``key=value`` from a command line; the value is read as YAML."""
-    key, equals, value = assignment.partition("=")
-    if not equals:
-        raise ValueError(f"override: got {assignment!r}, accepts key=value")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{key}: got {value!r}, accepts a number, a word, or a list in brackets") from error
+def parse(assignments: Iterable[str]) -> dict[str, Any]:
+    """The overrides ``key=value …`` of a command line; values are read as YAML.
+
+    Raises:
+        ValueError: a word without ``=``, a value that is not YAML, or a key that stands twice.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"override: got {assignment!r}, accepts key=value")
+        if key in overrides:
+            raise ValueError(f"{key}: got {words({key: overrides[key]})} and {assignment}, accepts one value")
+        try:
+            overrides[key] = files.parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}: got {value!r}, accepts a number, a word, or a list in brackets") from error
+    return overrides

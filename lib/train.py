@@ -19,8 +19,10 @@ from torch import nn
 from lib import recipes
 from lib.data import Dataset, bank
 from lib.data.loading import check_num_classes
+from lib.data.sources import noted
 from lib.distillation.methods import IBOT
 from lib.engine.checkpoint import load_checkpoint
+from lib.engine.interrupts import stopping
 from lib.engine.log import read_log
 from lib.engine.loop import train, training_steps
 from lib.engine.processes import default_device, first_process, wait_for_all
@@ -33,6 +35,7 @@ from lib.evaluation.pretext import pretext_accuracy
 from lib.keep import fingerprint, keep, load_kept
 from lib.learning.base import METHODS, Learner, MethodConfig
 from lib.models import Model, network_of
+from lib.results.basis import check_basis, write_basis
 from lib.results.runs import Run
 
 
@@ -92,14 +95,15 @@ def run(
         The run; ``finished`` is False when the budget ended first.
 
     Raises:
-        ValueError: an unknown entry or key, missing data, or a damaged file.
+        ValueError: an unknown entry or key, missing data, a damaged file, or a run that was computed with other data, see
+            ``lib.results.basis``.
         NonFiniteLoss: the training diverged.
     """
-    result = find_run(entry, **overrides)
-    device = torch.device(device or default_device())
-    with result.lock() if first_process() else nullcontext():
+    result, config = find_run(entry, **overrides), configure(recipes.entry(entry), overrides)
+    with result.lock() if first_process() and not result.finished else nullcontext():
+        check_basis(result.basis, root=root, finished=result.finished, **_guide(config))
         if not result.finished:
-            _make(result, configure(recipes.entry(entry), overrides), device, budget, root, progress)
+            _make(result, config, torch.device(device or default_device()), budget, root, progress)
     if record and result.finished and first_process():
         result.record()
     return result
@@ -147,21 +151,25 @@ def origin_of(config: MethodConfig) -> Origin:
     return Origin(config.eval_size, config.eval_crop, config.data, config.fraction, config.seed)
 
 
+def _guide(config: MethodConfig) -> dict[str, str]:
+    """The fingerprint of the kept network that the masks follow, if there is one."""
+    return {"guide": fingerprint(name)} if (name := getattr(config, "guide", "")) else {}
+
+
 def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | None, root, progress: bool) -> None:
     """Train a run and evaluate it, as far as the budget allows."""
-    dataset = bank(config.data, "train", config.canvas, fraction=config.fraction, root=root, device=device, progress=progress)
-    test = bank(config.data, "validation", config.canvas, root=root, device=device, progress=progress)
+    options: dict[str, Any] = dict(root=root, device=device, progress=progress)
+    with noted() as sources:
+        dataset = bank(config.data, "train", config.canvas, fraction=config.fraction, **options)
+        test = bank(config.data, "validation", config.canvas, **options)
+        checks = [(check, check.load(**options)) for check in _checks(config)]
     classes = check_num_classes(getattr(config, "num_classes", None), config.data, dataset.labels)
     learner = build(config, training_steps(dataset, config)[1], device)
-    fingerprints = {"train": dataset.fingerprint, "validation": test.fingerprint}
-    if guide := getattr(config, "guide", ""):
-        fingerprints["guide"] = fingerprint(guide)
-    checks = []
-    for name, settings in config.checks.items():
-        kind = evaluation_class(name)
-        check = kind(kind.Settings.of(f"checks.{name}", settings), origin_of(config))
-        checks.append((check, check.load(root=root, device=device, progress=progress)))
-        fingerprints |= {f"{name}.{part}": value for part, value in checks[-1][1].fingerprints.items()}
+    fingerprints = {"train": dataset.fingerprint, "validation": test.fingerprint} | _guide(config)
+    for check, inputs in checks:
+        fingerprints |= {f"{check.name}.{part}": value for part, value in inputs.fingerprints.items()}
+    if first_process():
+        write_basis(run.basis, sources, root=root, **_guide(config))
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
         figures = _checked(learner, checks)
@@ -171,14 +179,20 @@ def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | 
         return figures
 
     every = 1 if checks else config.knn_epochs
-    options: dict[str, Any] = dict(seed=config.seed, budget=budget, evaluate=evaluate, evaluation_epochs=every, progress=progress)
-    if not train(learner, dataset, config, run.folder, **options):
+    loop: dict[str, Any] = dict(seed=config.seed, budget=budget, evaluate=evaluate, evaluation_epochs=every, progress=progress)
+    if not train(learner, dataset, config, run.folder, **loop):
         return
     if first_process():
         run.save_encoder(learner.encoder)
         seconds = load_checkpoint(run.folder)["seconds"]
         run.finish(_metrics(read_log(run.folder), checks), seconds=seconds, data=fingerprints, device=device)
     wait_for_all()
+
+
+def _checks(config: MethodConfig) -> list[Evaluation]:
+    """The measurements that a run makes after each epoch."""
+    kinds = {name: evaluation_class(name) for name in config.checks}
+    return [kind(kind.Settings.of(f"checks.{name}", config.checks[name]), origin_of(config)) for name, kind in kinds.items()]
 
 
 def _checked(learner: Learner, checks: list[tuple[Evaluation, Inputs]]) -> dict[str, float]:
@@ -233,14 +247,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:32} {recipes.entry(name).about}")
         return 0
     try:
-        overrides: dict[str, Any] = dict(recipes.parse(assignment) for assignment in options.overrides)
-        result = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
-    except (ValueError, RuntimeError) as error:
+        overrides: dict[str, Any] = recipes.parse(options.overrides)
+        with stopping():
+            result = run(options.entry, budget=budget, device=options.device, root=options.root, record=options.record, **overrides)
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not result.finished:
         if first_process():
-            print(f"stopped at the time budget; the same command continues {result.folder}")
+            print(f"stopped early; the same command continues {result.folder}")
         return 3
     metrics = result.metrics
     if first_process():

@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
@@ -76,24 +80,33 @@ def test_what_is_done_is_skipped_until_something_changes(tmp_path, monkeypatch):
     stamp(job, "another")
     assert not job.done
     stamp(job)
-    assert not plan([source], "small")[0].done and not Job(source, job.target, {"scale": "smoke", "seed": 1}).done
+    assert not plan([source], "small")[0].done and not Job(source, job.target, {"scale": "smoke", "seed": 1}, job.surroundings).done
     before = job.stamp
     source.write_text(source.read_text().replace("print(1)", "print(2)"))
-    changed = job.stamp
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
-    assert len({before, changed, job.stamp}) == 3 and not job.done
+    assert before != job.stamp
 
 
-def test_the_stamp_follows_code_recipes_and_records(tmp_path, monkeypatch):
-    (job,) = plan([notebook("00_a")], "smoke")
-    stamps = []
-    for name in ("ROOT", "RECIPES", "RECORDS"):
+def test_the_stamp_follows_all_that_a_notebook_depends_on(tmp_path, monkeypatch):
+    source = notebook("00_a")
+    for name in ("ROOT", "RECIPES", "CARDS", "RECORDS"):
         monkeypatch.setattr(paths, name, tmp_path / name)
-    for file in ("ROOT/lib/x.py", "ROOT/lib/deep/y.py", "RECIPES/smoke.yaml", "RECORDS/small/strategies.jsonl"):
-        stamps.append(job.stamp)
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text("text")
-    assert len({*stamps, job.stamp}) == 5
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "data"))
+    stamps = [plan([source], "smoke")[0].stamp]
+    for file in (
+        "ROOT/lib/x.py", "ROOT/lib/deep/y.py", "ROOT/lib/results/published/claims.yaml", "ROOT/course/exercises.py", "RECIPES/smoke.yaml",
+        "CARDS/noise/README.md", "RECORDS/small/strategies.jsonl", "RECORDS/checkpoints/a.safetensors", "data/noise/train/a/0.png",
+    ):  # fmt: skip
+        for text in ("text", "other text"):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(text)
+            stamps.append(plan([source], "smoke")[0].stamp)
+    monkeypatch.setattr(batch, "versions", lambda: {"torch": "0.1"})
+    stamps.append(plan([source], "smoke")[0].stamp)
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "elsewhere"))
+    stamps.append(plan([source], "smoke")[0].stamp)
+    assert len(set(stamps)) == len(stamps) == 21
+    (tmp_path / "RECORDS/small/strategies.jsonl.lock").write_text("")
+    assert plan([source], "smoke")[0].stamp == stamps[-1]
 
 
 def test_mistakes_on_the_command_line(capsys):
@@ -131,6 +144,52 @@ def test_failures_are_told_with_their_cell_and_outputs_are_kept():
     assert outputs(jobs[0].target).startswith("before\n") and "never" not in outputs(jobs[0].target)
     assert dies.startswith("DeadKernelError") and "alive" in outputs(jobs[1].target)
     assert [job.done for job in jobs] == [False, False, True]
+
+
+def test_a_notebook_that_lost_its_pictures_is_not_done():
+    draws = "import matplotlib.pyplot as plt\nplt.plot([0, 1]) if wanted else None"
+    source = notebook("00_draws", draws, parameters="wanted: bool = True")
+    (job,) = plan([source], "smoke")
+    assert execute_all(job) == [None] and job.done and len(batch.pictures(nbformat.read(job.target, as_version=4))) >= 1
+    nbformat.write(nbformat.read(job.target, as_version=4), source)  # as it is committed: with its pictures
+    lost = execute(str(source), str(job.target), {"wanted": False}, job.stamp, 1)
+    assert re.fullmatch(r"has no pictures, where 00_draws.ipynb has \d", lost) and not plan([source], "smoke")[0].done
+
+
+def test_what_jupyter_and_matplotlib_prefer_does_not_reach_the_kernels(tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "another", "language": "python"}))
+    (tmp_path / "matplotlibrc").write_text("figure.facecolor: black\nbackend: svg\n")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    look = "import matplotlib, sys\nprint(sys.executable, matplotlib.get_backend(), matplotlib.rcParams['figure.facecolor'])"
+    source = notebook("00_a", look)
+    (job,) = plan([source], "smoke")
+    assert execute_all(job) == [None]
+    assert outputs(job.target).split()[1:] == ["module://matplotlib_inline.backend_inline", "white"] and os.path.samefile(
+        outputs(job.target).split()[0], sys.executable
+    )
+
+
+def test_a_grid_that_is_stopped_or_whose_ray_dies_ends_soon(capsys):
+    notebook("00_slow", "import time\ntime.sleep(300)")
+    assert main(["--scale", "smoke", "--budget", "0.05"]) == 3
+    assert "stopped early; the same command continues" in capsys.readouterr().out
+    from ray._private import worker
+
+    def kill() -> None:
+        while worker._global_node is None:
+            time.sleep(0.5)
+        time.sleep(3)
+        worker._global_node.kill_raylet(check_alive=False)
+
+    threading.Thread(target=kill, daemon=True).start()
+    started = time.monotonic()
+    assert main(["--scale", "smoke"]) == 1 and time.monotonic() - started < 90
+    assert "error: ray: its last node has ended" in (shown := capsys.readouterr().err) or "worker died" in shown
 
 
 def test_a_grid_goes_on_after_a_failure_and_skips_what_is_done(capsys):

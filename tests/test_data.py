@@ -260,7 +260,7 @@ def test_a_bank_is_cached_and_reads_the_same(toy, monkeypatch):
     for name in ("images", "sizes", "labels"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"{file}: damaged cache"):
+    with pytest.raises(ValueError, match=rf"{file}: missing or damaged"):
         bank("toy", "train", 8, root=toy, progress=False)
 
 

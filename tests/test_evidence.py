@@ -61,7 +61,7 @@ def test_a_budget_that_ends_within_a_run_leaves_its_checkpoint(capsys, monkeypat
     train = evidence.run
     monkeypatch.setattr(evidence, "run", lambda entry, budget, **options: train(entry, budget=1e-9, **options))
     assert not record(budget=1e6)
-    assert "stopped at the time budget" in capsys.readouterr().out
+    assert "stopped early" in capsys.readouterr().out
     assert (find_run(ENTRY, seed=0).folder / "checkpoint.pt").is_file() and not len(records())
 
 

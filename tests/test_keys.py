@@ -3,12 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Optional, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, Union
 
 import pytest
-import yaml
 
-from lib.keys import Keys, Mismatch, check_parameters, describe, neutral, typed
+from lib.keys import Count, In, Keys, Mismatch, Part, Probability, Seed, check_parameters, describe, neutral, typed
 
 OWN = int | Literal["own"]
 
@@ -54,6 +53,12 @@ OWN = int | Literal["own"]
         (int | bool, True, True),
         (list[int] | int, 3, 3),
         (list[int] | int, (3, 4), [3, 4]),
+        (Part, 1, 1.0),
+        (Part, "1e-4", 1e-4),
+        (Probability, 0, 0.0),
+        (Seed, 2**31 - 1, 2**31 - 1),
+        (list[Probability], [0, 1], [0.0, 1.0]),
+        (Count | None, None, None),
         (Optional[int], None, None),  # noqa: UP045 the other spelling of a union
         (Union[int, str], "a", "a"),  # noqa: UP007
     ],
@@ -113,6 +118,20 @@ def test_values_become_their_keys_types(kind, value, expected):
         (float | None, "none", "a number or null"),
         (float | None, True, "a number or null"),
         (float | None | Literal["own"], "others", "a number or null or own"),
+        (float, math.nan, "a number"),
+        (float, "-inf", "a number"),
+        (list[float], [math.inf], "a list of numbers"),
+        (Part, 0, "a number in (0, 1]"),
+        (Part, 1.01, "a number in (0, 1]"),
+        (Annotated[float, In("[0, 1)")], 1, "a number in [0, 1)"),
+        (Probability, -1e-9, "a number in [0, 1]"),
+        (Probability, "nan", "a number in [0, 1]"),
+        (Count, 0, "an integer in [1, inf)"),
+        (Count, 1.0, "an integer in [1, inf)"),
+        (Seed, 2**31, "an integer in [0, 2147483647]"),
+        (Seed, -1, "an integer in [0, 2147483647]"),
+        (list[Probability], [0.5, 2], "a list of numbers in [0, 1]"),
+        (Count | Literal["own"], 0, "an integer in [1, inf) or own"),
         (list[int] | int, ["a"], "a list of integers or an integer"),
         (Optional[int], "a", "an integer or null"),  # noqa: UP045
     ],
@@ -123,11 +142,6 @@ def test_values_of_other_types_are_named(kind, value, words):
         typed("some_key", value, kind)
     assert str(refused.value) == f"some_key: got {value!r}, accepts {words}"
     assert isinstance(refused.value, ValueError)
-
-
-def test_yaml_reads_some_numbers_as_words():
-    assert yaml.safe_load("1e-4") == "1e-4" and typed("lr", yaml.safe_load("1e-4"), float) == 1e-4
-    assert math.isnan(typed("lr", yaml.safe_load(".nan"), float))
 
 
 def test_parameters_of_a_notebook_are_checked_by_their_annotations():

@@ -8,7 +8,8 @@ from lib import paths
 
 # From the ground up: a module imports what stands on floors below its own, and within its own package what makes no circle.
 FLOORS = [
-    ["paths", "files", "keys", "schedules", "masking", "pooling"],
+    ["paths", "files"],
+    ["tensors", "keys", "schedules", "masking", "pooling"],
     ["recipes", "data", "models"],
     ["learning"],
     ["engine", "distillation"],

@@ -440,7 +440,7 @@ def test_a_measurement_is_of_the_trained_and_the_untrained_network(found):
     }  # fmt: skip
     command, words = result["command"].split(ENTRY)
     assert command == "python -m lib.measure localization " and "commit" in result
-    assert find_run(ENTRY, **dict(map(recipes.parse, shlex.split(words)))).key == found.key
+    assert find_run(ENTRY, **recipes.parse(shlex.split(words))).key == found.key
 
 
 def test_what_was_measured_is_loaded(found, monkeypatch):
@@ -455,7 +455,7 @@ def test_a_measurement_leaves_the_run_alone(found):
     before = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
     made = small("localization", found)
     after = {file.name: file.read_bytes() for file in found.folder.iterdir() if file.is_file()}
-    assert after.keys() - before.keys() == {made.file.name} and all(after[name] == data for name, data in before.items())
+    assert after.keys() - before.keys() == {made.file.name, made.basis.name} and all(after[name] == data for name, data in before.items())
 
 
 def test_a_smoke_measurement_is_no_evidence(found):

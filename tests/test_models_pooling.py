@@ -384,6 +384,19 @@ def test_weights_of_another_network_are_refused(tmp_path):
         Model.from_pretrained(str(tmp_path))
 
 
+def test_released_positions_of_a_grid_that_is_not_square_are_refused():
+    model = create_model("vit_nano", img_size=(32, 48), released_positions=True)
+    with pytest.raises(ValueError, match="^img_size: got one with 24 patches, released_positions accepts a square number"):
+        model(pixels(48, 48))
+
+
+@pytest.mark.parametrize("options", [dict(num_classes=10), dict(patch_sise=4), dict(pooling="gap")])
+def test_a_saved_network_accepts_no_other_arguments(options, tmp_path):
+    create_model(**SAVED["slot"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"options: got {options}, {tmp_path} accepts map_location, strict")):
+        Model.from_pretrained(str(tmp_path), **options)
+
+
 @pytest.fixture
 def hub(tmp_path):
     """A cache as the Hub's client leaves it, with one network in it."""

@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from lib import paths, recipes
+from lib import files, paths, recipes
 from lib.distillation.methods import DistillationConfig
 from lib.keys import neutral
 from lib.learning.base import METHODS, TrainingConfig
@@ -127,23 +127,59 @@ def test_a_wrong_entry_is_named():
         recipes.entry_for("smoke", "nothing", "cpu")
 
 
-def test_numbers_of_yaml_1_1_become_numbers():
-    assert yaml.safe_load("1e-4") == "1e-4"
+def test_words_that_are_numbers_become_numbers():
     config = configure(smoke(lr="1e-4", clip=3), {"lr_final": "1E-6", "mask_ratio": (0, 1)})
     assert (config.lr, config.clip, config.lr_final, config.mask_ratio) == (1e-4, 3.0, 1e-6, [0.0, 1.0])
     assert isinstance(config.clip, float)
 
 
-def test_parse_reads_assignments():
-    assert recipes.parse("lr=1e-4") == ("lr", "1e-4")
-    assert recipes.parse("epochs=3") == ("epochs", 3)
-    assert recipes.parse("compile=true") == ("compile", True)
-    assert recipes.parse("mask_ratio=[0.1, 0.5]") == ("mask_ratio", [0.1, 0.5])
-    assert recipes.parse("data=a=b") == ("data", "a=b")
-    assert recipes.parse("masking=attmask_high") == ("masking", "attmask_high")
-    for text in ("lr", "", "lr=[", "lr={", "lr=a: b: c"):
+@pytest.mark.parametrize(
+    "words, value",
+    [
+        ("lr=1e-4", 1e-4),
+        ("epochs=3", 3),
+        ("seed=010", 10),  # YAML 1.1 reads 8
+        ("seed=1:30", "1:30"),  # and 90
+        ("seed=1_0", "1_0"),
+        ("masking=no", "no"),
+        ("name=2026-11-28", "2026-11-28"),
+        ("compile=true", True),
+        ("budget=null", None),
+        ("mask_ratio=[0.1, .5]", [0.1, 0.5]),
+        ("pooling_options={tau: 5.0}", {"tau": 5.0}),
+        ("data=a=b", "a=b"),
+        ("masking=attmask_high", "attmask_high"),
+    ],
+)
+def test_parse_reads_assignments(words, value):
+    parsed = recipes.parse([words])
+    assert parsed == {words.partition("=")[0]: value} and type(*parsed.values()) is type(value)
+
+
+def test_parse_refuses_what_is_no_assignment():
+    for text in ("lr", "", "lr=[", "lr={", "lr=a: b: c", "options={a: 1, a: 2}"):
         with pytest.raises(ValueError):
-            recipes.parse(text)
+            recipes.parse([text])
+    with pytest.raises(ValueError, match="^seed: got seed=1 and seed=2, accepts one value$"):
+        recipes.parse(["seed=1", "seed=2"])
+
+
+def test_the_recipes_mean_the_same_in_yaml_1_1():
+    """Nothing in them depends on the version of YAML but numbers such as 1e-4, which 1.1 takes for words."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
+    for scale in recipes.SCALES:
+        text = (paths.RECIPES / f"{scale}.yaml").read_text(encoding="utf-8")
+        assert plain(files.parse_yaml(text)) == plain(yaml.safe_load(text))
 
 
 def test_a_damaged_file_is_named(tmp_path, monkeypatch):
@@ -154,6 +190,9 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
             recipes.entry("smoke/ibot")
         (tmp_path / "smoke.yaml").write_text("entries: [")
         with pytest.raises(ValueError, match=str(tmp_path / "smoke.yaml")):
+            recipes.entry("smoke/ibot")
+        (tmp_path / "smoke.yaml").write_text("entries:\n  ibot: {lr: 1, lr: 2}\n")
+        with pytest.raises(ValueError, match="lr stands twice"):
             recipes.entry("smoke/ibot")
     finally:
         recipes._read.cache_clear()
@@ -206,8 +245,8 @@ def test_changes_are_what_the_entry_has_otherwise_and_words_bring_them_back():
     assert made.changes == given and find_run("small/ibot_cpu", **recipes.entry("small/ibot_cpu").settings | given).changes == given
     measured = measurement_of(made, "video", **recipes.measurement("small", "video") | {"topk": 9})
     assert measurement_of(made, "video").changes == given and measured.changes == given | {"video.topk": 9}
-    assert dict(map(recipes.parse, shlex.split(recipes.words(given)))) == given | {"lr": "1e-05"}  # which a float field reads
-    assert find_run("small/ibot_cpu", **dict(map(recipes.parse, shlex.split(recipes.words(given))))).config == made.config
+    assert recipes.parse(shlex.split(recipes.words(given))) == given
+    assert find_run("small/ibot_cpu", **recipes.parse(shlex.split(recipes.words(given)))).config == made.config
     assert find_run("small/ibot_cpu").changes == {} and recipes.words({}) == ""
 
 

@@ -150,6 +150,7 @@ LAYOUTS = {
     "full, teacher wrapped": lambda both, which: full(*both) | {"teacher": prefixed("module.backbone.", both[0])},
     "state_dict": lambda both, which: {"state_dict": both[which]},
     "state_dict with head": lambda both, which: {"state_dict": both[which] | prefixed("head.", head_of(3))},
+    "state_dict, compiled": lambda both, which: {"state_dict": prefixed("_orig_mod.module.", both[which])},
     "state_dict, wrapped": lambda both, which: {"state_dict": prefixed("module.", both[which])},
     "bare": lambda both, which: both[which],
 }

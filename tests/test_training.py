@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -35,7 +36,13 @@ TINY = dict(
     fraction=0.02, epochs=2, batch_size=8, canvas=32, eval_size=16, train_size=16, local_size=8, local_crops=1, patch_size=8,
     out_dim=32, hidden_dim=32, bottleneck_dim=16, knn_epochs=1, knn_k=[1], checkpoint_steps=2, log_steps=3,
 )  # fmt: skip
-COMMAND = [ENTRY, *(f"{key}={value}" for key, value in TINY.items()), "--device=cpu"]
+
+
+def command(**more) -> list[str]:
+    return [ENTRY, *shlex.split(recipes.words(TINY | more)), "--device=cpu"]
+
+
+COMMAND = command()
 
 
 def forked(function, **environment) -> int:
@@ -367,6 +374,15 @@ def test_two_processes_learn_what_one_does(tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "two")] == [4, 8, 12]
 
 
+def test_the_precision_of_several_processes_comes_from_the_recipe_alone(tmp_path, monkeypatch):
+    assert together(lambda rank: not train_toy(tmp_path / "plain")) == [0, 0]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    assert together(lambda rank: not train_toy(tmp_path / "meddled")) == [0, 0]
+    plain, meddled = (load_checkpoint(tmp_path / name)["learner"] for name in ("plain", "meddled"))
+    assert plain.keys() == meddled.keys() and all(torch.equal(plain[name], meddled[name]) for name in plain)
+
+
 def test_processes_stop_together_at_the_budget(tmp_path):
     """Clocks differ, so one process has to decide for all."""
     codes = together(lambda rank: 7 if not train_toy(tmp_path, budget=(0.0, 1000.0)[rank]) else 0)
@@ -410,10 +426,52 @@ def test_processes_that_ask_for_a_run_at_once_train_it_once(reference):
 
 def test_the_budget_leaves_a_run_that_the_same_command_continues(reference, capsys):
     assert main([*COMMAND, "--budget", "0"]) == 3
-    assert "stopped at the time budget; the same command continues" in capsys.readouterr().out
+    assert "stopped early; the same command continues" in capsys.readouterr().out
     assert main(COMMAND) == 0
     assert "k-NN" in capsys.readouterr().out
     assert_same_run(find_run(ENTRY, **TINY), reference[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_as_a_spent_budget_does(reference, number, capsys, monkeypatch):
+    step = IBOT.after_update
+
+    def signalled(learner, at):
+        step(learner, at)
+        if at == 4:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)  # handed on by torchrun
+
+    former = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(IBOT, "after_update", signalled)
+        assert main(COMMAND) == 3
+    shown = capsys.readouterr()
+    assert "stopped early; the same command continues" in shown.out and "stopping after this step; once more ends at once" in shown.err
+    assert load_checkpoint(find_run(ENTRY, **TINY).folder)["step"] == 5 and signal.getsignal(number) is former
+    assert main(COMMAND) == 0
+    assert_same_run(find_run(ENTRY, **TINY), reference[0])
+
+
+def test_a_later_signal_ends_a_command_at_once(monkeypatch):
+    monkeypatch.setattr("lib.engine.interrupts.ECHO", 0.0)
+    step = IBOT.after_update
+
+    def signalled(learner, at):
+        step(learner, at)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(IBOT, "after_update", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        main(COMMAND)
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "file"))
+    assert main(COMMAND) == 1
+    assert f"error: {tmp_path / 'file'}" in (shown := capsys.readouterr().err) and "COMPANION_RUNS names another folder" in shown
 
 
 @pytest.mark.parametrize(
@@ -479,7 +537,7 @@ sys.meta_path.insert(0, Blocked())
 import lib.evidence
 from lib.train import main
 
-code = main({[*COMMAND[:-1], "fraction=0.008", "epochs=1", "log_steps=1", "--device=cpu"]!r})
+code = main({command(fraction=0.008, epochs=1, log_steps=1)!r})
 mine = "torch torchvision timm numpy pandas pyarrow PIL yaml safetensors tqdm filelock".split()
 print("loaded", [name for name in {blocked!r} if name in sys.modules], [name for name in mine if name not in sys.modules])
 sys.exit(code)

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import files, paths
+from lib import paths
 from lib.data import loading
 from lib.data.dataset import Dataset
 from lib.data.fingerprint import fingerprint
 from lib.data.reading import encoded, read_ahead, read_canvas
+from lib.tensors import load_tensors, save_tensors
 
 AHEAD = 2  # batches read in advance
 CHUNK = 256  # images decoded at a time for a bank
@@ -97,14 +97,10 @@ def bank(
     content = fingerprint(table)
     file = paths.runs_folder() / "banks" / f"{name}-{split}-{size}-{content}.safetensors"
     if file.is_file():
-        try:
-            tensors = load_file(file)
-        except Exception as error:
-            raise ValueError(f"{file}: damaged cache of decoded images ({error}); delete it and run again") from error
+        tensors, _ = load_tensors(file)
     else:
         tensors = _decode_all(table, size, f"decoding {name}/{split}" if progress else None)
-        with files.replacing(file) as partial:
-            save_file(tensors, partial)
+        save_tensors(file, tensors)
     return Bank(**{part: tensor.to(device) for part, tensor in tensors.items()}, fingerprint=content)
 
 

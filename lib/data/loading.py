@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lib import paths
 from lib.data import layouts, photographs, scenes
+from lib.data.sources import note
 
 if TYPE_CHECKING:
     import datasets
@@ -93,6 +94,11 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:
     """As ``load``, but a table of encoded images (see ``lib.data.layouts``). Only the Hub needs the package ``datasets``."""
+    note(name, split, 1.0)
+    return _read(name, split, root)
+
+
+def _read(name: str, split: str, root: str | Path | None) -> pa.Table:
     the_card = card(name)
     if split not in the_card.splits:
         raise ValueError(f"split: got {split!r}, {name} accepts {', '.join(the_card.splits)}")
@@ -123,7 +129,8 @@ def read_part(name: str, split: str, fraction: float, *, root: str | Path | None
     folder = find_folder(name, root) if split in the_card.splits and name not in EMBEDDED else None
     if split == "train" and folder is not None and fraction > the_card.folders[folder.name] + 1e-9:
         raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {the_card.folders[folder.name]}, the part that it holds")
-    table = read_table(name, split, root=root)
+    note(name, split, fraction)
+    table = _read(name, split, root)
     if fraction == 1 or not split.endswith("train"):
         return table
     whole = the_card.images_per_class if split == "train" else 0

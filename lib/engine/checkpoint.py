@@ -1,5 +1,6 @@
 """A training's checkpoint: complete at every moment, and read without executing pickled code."""
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ def load_checkpoint(folder: Path, device: str | torch.device = "cpu") -> dict:
     """
     file = folder / CHECKPOINT
     try:
+        with zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():  # torch does not compare checksums
+                raise ValueError(f"{damaged} does not have its checksum")
         return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(f"{file}: damaged checkpoint ({type(error).__name__}: {error}); delete it to start this run anew") from error

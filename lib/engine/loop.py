@@ -15,12 +15,15 @@ from tqdm import tqdm
 
 from lib.data.dataset import Dataset
 from lib.engine.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
+from lib.engine.interrupts import stop_wanted
 from lib.engine.log import Log
 from lib.engine.processes import Processes, wait_for_all
 from lib.engine.seeds import epoch_order, seed_step
 from lib.learning.base import Learner, TrainingConfig
 from lib.learning.optimizers import clip_each
 from lib.schedules import cosine_schedule
+
+VOTE_STEPS = 10  # steps after which several processes ask each other whether a signal has come
 
 
 class NonFiniteLoss(RuntimeError):
@@ -50,7 +53,7 @@ def train(
         progress: show a bar.
 
     Returns:
-        True when the training is complete, False when the budget ended first.
+        True when the training is complete, False when the budget or a signal (``lib.engine.interrupts``) ended it first.
 
     Raises:
         ValueError: a dataset smaller than a batch, or a damaged checkpoint.
@@ -68,7 +71,7 @@ def train(
             loop.update(images, sizes, targets)
             bar.update()
             epoch, rest = divmod(loop.step, loop.steps_per_epoch)
-            late = budget is not None and loop.processes.any(time.monotonic() - started > budget)
+            late = loop.late(budget)
             complete = loop.step == loop.steps
             saves = loop.step % config.checkpoint_steps == 0 or complete or late
             if loop.step % config.log_steps == 0 or saves:
@@ -179,6 +182,13 @@ class _Loop:
             self.log.write(self.step, epoch=epoch, **function(self.learner.encoder, epoch))
             self.learner.train()
             self._start_clock()
+
+    def late(self, budget: float | None) -> bool:
+        """Whether to stop now: the budget is spent or a signal has come. Several processes agree on it."""
+        if self.processes.count > 1 and budget is None and self.step % VOTE_STEPS:
+            return False
+        spent = budget is not None and time.monotonic() - self.started > budget
+        return self.processes.any(spent or stop_wanted())
 
     def save(self) -> None:
         if self.processes.main:

@@ -17,10 +17,14 @@ class Processes:
         if self.count > 1:
             if batch_size % self.count:
                 raise ValueError(f"batch_size: got {batch_size}, {self.count} processes accept a multiple of {self.count}")
-            from accelerate import Accelerator, InitProcessGroupKwargs
+            from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 
             patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first one evaluates
-            accelerator = Accelerator(cpu=next(learner.parameters()).device.type == "cpu", kwargs_handlers=[patience])
+            cpu = next(learner.parameters()).device.type == "cpu"
+            # The recipe alone says the precision and whether to compile, not accelerate's environment variables.
+            accelerator = Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[patience])
+            if accelerator.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+                raise ValueError(f"ACCELERATE_* variables: got those of {accelerator.distributed_type}, accepts none of them")
             self.learner, self.rank = accelerator.prepare_model(learner), accelerator.process_index
 
     def any(self, flag: bool) -> bool:

@@ -92,7 +92,7 @@ class Model(
         """Load a saved network from a folder or the Hub; ``options`` are those of ``PyTorchModelHubMixin.from_pretrained``.
 
         Raises:
-            ValueError: a missing or damaged file; the message names it.
+            ValueError: a missing or damaged file, which is named, or another option: a saved network has the arguments with which it was built.
         """
         try:
             return super().from_pretrained(name, **options)
@@ -101,10 +101,24 @@ class Model(
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, config=None, map_location="cpu", strict=True, **_
+        cls,
+        *,
+        model_id,
+        revision,
+        cache_dir,
+        force_download,
+        local_files_only,
+        token,
+        config=None,
+        map_location="cpu",
+        strict=True,
+        **others,
     ):
         if not isinstance(config, dict) or "arch" not in config:
             raise ValueError(f"{model_id}: config.json is missing or has no arch, accepts the files of save_pretrained")
+        other = {key: value for key, value in others.items() if key not in config or config[key] != value}  # the mixin hands on the config
+        if other:
+            raise ValueError(f"options: got {other}, {model_id} accepts map_location, strict and the options of the Hub")
         file = f"{model_id}/model.safetensors"
         model = cls.factory(**config)
         try:

@@ -49,7 +49,7 @@ def load_released(path: str | Path, arch: str, *, source: str, weights: str = "t
 
     Accepted layouts are full checkpoints (``teacher`` and ``student``, with names after ``backbone.`` and ``head.``), timm's training
     checkpoints (``state_dict`` and ``state_dict_ema``), and a single network, as ``state_dict`` or as the whole file. A leading
-    ``module.`` is ignored. Left out on purpose are projection heads, the auxiliary statistics of split
+    ``module.`` is ignored, and so is ``_orig_mod.`` of compiled networks. Left out on purpose are projection heads, the auxiliary statistics of split
     batch norms (``aux_bn``, for augmented splits in training only), and everything that is not part of the network. All other names
     must fit.
 
@@ -117,7 +117,7 @@ def _read(path: str | Path) -> Mapping[str, Any]:
 
 
 def _tensors(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> dict[str, Tensor]:
-    """The parameters of one network in a file, without ``module.`` before their names."""
+    """The parameters of one network in a file, without what DistributedDataParallel and torch.compile add to their names."""
     if any(name in checkpoint for name in WEIGHTS):
         if weights not in checkpoint:
             raise ValueError(f"weights: got {weights!r}, {path} accepts {', '.join(name for name in WEIGHTS if name in checkpoint)}")
@@ -130,7 +130,7 @@ def _tensors(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> d
     if not only_tensors or not tensors:
         content = ", ".join(map(str, list(checkpoint)[:5])) or "nothing"
         raise ValueError(f"path: {path} holds {content}; accepts a network's names and tensors, alone or as teacher, student or state_dict")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name.replace("_orig_mod.", "").removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

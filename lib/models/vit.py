@@ -109,6 +109,8 @@ class ViT(Model, VisionTransformer):  # type: ignore[misc]  # Model.forward take
         prefix = self.num_prefix_tokens
         first, positions = self.pos_embed[:, :prefix], self.pos_embed[:, prefix:]
         side = round(positions.shape[1] ** 0.5)
+        if side * side != positions.shape[1]:
+            raise ValueError(f"img_size: got one with {positions.shape[1]} patches, released_positions accepts a square number of them")
         height, width = x.shape[1:3]
         if prefix == 0 or (height, width) != (side, side):
             squares = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)

@@ -4,7 +4,8 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import yaml
+
+from lib import files
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -64,7 +65,7 @@ def claims() -> pd.DataFrame:
 @cache
 def claim_details() -> list[dict]:
     """The claims with the place of their published figures and of our evidence."""
-    return yaml.safe_load((PUBLISHED / "claims.yaml").read_text(encoding="utf-8"))
+    return files.read_yaml(PUBLISHED / "claims.yaml")
 
 
 def claim(identity: str) -> str:

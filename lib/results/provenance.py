@@ -4,6 +4,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -20,9 +21,14 @@ def provenance(device: torch.device) -> dict:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": _commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that figures depend on."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device) -> str:
@@ -32,9 +38,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    """The commit of the sources, with ``+`` when they were changed since."""
+    """The commit of the sources, with ``+`` when they were changed since; of a repository that is the project itself."""
     try:
         git = ["git", "-C", str(paths.ROOT)]
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(top).resolve() != paths.ROOT:  # the project was copied into another one
+            return "unknown"
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "--", "lib", "recipes"], capture_output=True, text=True, check=True).stdout
         return commit + "+" * bool(changed)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import paths
+from lib import files, paths
 
 
 def records(experiment: str | None = None) -> pd.DataFrame:
@@ -42,8 +42,9 @@ def read_lines(file: Path) -> list[dict]:
     return lines
 
 
-def append_line(file: Path, line: dict) -> None:
-    """Add a record to a file in one write."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+def append_line(file: Path, line: dict, *, again: bool = True) -> None:
+    """Add a record to a file, which is whole at every moment; without ``again``, only if the file has no record of its key."""
+    with files.locked(file):
+        if again or line["key"] not in {other["key"] for other in read_lines(file)}:
+            before = file.read_text(encoding="utf-8") if file.is_file() else ""
+            files.write_text(file, before + json.dumps(line) + "\n")

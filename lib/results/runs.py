@@ -6,6 +6,7 @@ that is there loads it. A measurement of a run lies in the run's folder.
 
 import hashlib
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file, save_file
 
 from lib import files, paths, recipes
 from lib.engine.log import read_log
 from lib.keys import Keys
 from lib.results.provenance import provenance
-from lib.results.records import append_line, read_lines
+from lib.results.records import append_line
+from lib.tensors import CHECKSUM, load_tensors, save_tensors
 
 CONFIG, RESULT, WEIGHTS = "config.json", "result.json", "encoder.safetensors"
 
@@ -55,6 +55,11 @@ class Result(ABC):
         """Where the result lies."""
 
     @property
+    def basis(self) -> Path:
+        """Where it is written what the result is based on, see ``lib.results.basis``."""
+        return self.file.with_suffix(".basis.json")
+
+    @property
     @abstractmethod
     def command(self) -> str:
         """That makes it, without the overrides."""
@@ -74,6 +79,8 @@ class Result(ABC):
         try:
             result = json.loads(self.file.read_text(encoding="utf-8"))
             result["metrics"]
+            if result.pop(CHECKSUM, None) not in (None, _checksum(result)):  # older results have none
+                raise ValueError("its content does not have its checksum")
             return result
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.file}: damaged ({error}); delete it to evaluate the run again") from error
@@ -94,7 +101,7 @@ class Result(ABC):
             "data": data,
             **provenance(device),
         }
-        files.write_text(self.file, json.dumps(result, indent=1))
+        files.write_text(self.file, json.dumps(result | {CHECKSUM: _checksum(result)}, indent=1))
 
     def record(self) -> Path:
         """Append the result to ``records/``, unless it is there.
@@ -108,10 +115,7 @@ class Result(ABC):
         if self.scale == "smoke":
             raise ValueError(f"record: {self.entry} shows a mechanism and is no evidence; small and paper entries are recorded")
         file = paths.RECORDS / self.scale / f"{self.experiment}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if self.key not in {line["key"] for line in read_lines(file)}:
-                append_line(file, self.result())
+        append_line(file, self.result(), again=False)
         return file
 
 
@@ -133,8 +137,7 @@ class Run(Result):
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held while training, so that two who ask for a run at once train it once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        with files.locked(self.folder / "run"):
             files.write_text(self.folder / CONFIG, json.dumps({"entry": self.entry, "config": self.config}, indent=1))
             yield
 
@@ -144,8 +147,7 @@ class Run(Result):
 
     def save_encoder(self, encoder: torch.nn.Module) -> None:
         """Keep the trained network's weights."""
-        with files.replacing(self.folder / WEIGHTS) as partial:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in encoder.state_dict().items()}, partial)
+        save_tensors(self.folder / WEIGHTS, encoder.state_dict())
 
     def encoder_weights(self) -> dict[str, torch.Tensor]:
         """The trained network's weights.
@@ -153,11 +155,7 @@ class Run(Result):
         Raises:
             ValueError: a missing or damaged file, named.
         """
-        file = self.folder / WEIGHTS
-        try:
-            return load_file(file)
-        except Exception as error:
-            raise ValueError(f"{file}: missing or damaged weights ({error})") from error
+        return load_tensors(self.folder / WEIGHTS)[0]
 
 
 class Measurement(Result):
@@ -190,3 +188,7 @@ class Measurement(Result):
     @property
     def command(self) -> str:
         return f"python -m lib.measure {self.experiment} {self.entry}"
+
+
+def _checksum(result: dict) -> str:
+    return f"{zlib.crc32(json.dumps(result, sort_keys=True).encode()):08x}"
