@@ -276,6 +276,7 @@ exercises.blind_contrast(answer, images)
 # **3.** Write the contrastive loss. Join both sets of views, compare all pairs by the cosine, and ask each view for the other view of
 # its image. A view is not compared with itself.
 
+
 # %%
 def info_nce(first, second, temperature):
     """Float[B, D], Float[B, D], float -> scalar, in nats."""
@@ -286,6 +287,7 @@ exercises.info_nce(info_nce)
 # %% [markdown]
 # **4.** Write the rotation task: all images as they are, then all turned by one quarter (`rot90`), by two and by three; and the
 # numbers of turns.
+
 
 # %%
 def rotations(images):

@@ -47,6 +47,7 @@ exercises.info_nce(info_nce)
 # %% [markdown]
 # **4.** The turns run slowest, so each number stands $B$ times in a row.
 
+
 # %%
 def rotations(images):
     """Float[B, C, S, S] -> Float[4B, C, S, S], Long[4B]."""

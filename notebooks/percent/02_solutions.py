@@ -35,6 +35,7 @@ exercises.attmask_high(attmask_high)
 # %% [markdown]
 # **3.** Sort by attention, skip the first half of the rest, take the next ones.
 
+
 # %%
 def middle_mask(attention, ratio):
     """Float[B, N], float -> Bool[B, N], True = hidden."""

@@ -266,6 +266,7 @@ exercises.expected_overlap(answer)
 # **2.** Write AttMask-High in three lines. You get the attention of each head. Average it, rank the patches of each image, and hide the
 # first `int(ratio * N)` of them.
 
+
 # %%
 def attmask_high(attention, ratio):
     """Float[B, heads, N], float -> Bool[B, N], True = hidden."""
@@ -276,6 +277,7 @@ exercises.attmask_high(attmask_high)
 # %% [markdown]
 # **3.** Write AttMask-*Middle*. With `count = int(ratio * N)`, skip the `(N - count) // 2` most attended patches, and hide the next
 # `count`. Of equal patches, the one with the lower index comes first.
+
 
 # %%
 def middle_mask(attention, ratio):

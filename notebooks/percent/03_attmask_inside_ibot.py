@@ -309,6 +309,7 @@ exercises.collapse_loss(answer, prototypes)
 # **2.** Write iBOT's patch loss. The teacher's targets are distributions already; the student's logits still need the temperature
 # 0.1. Average over the hidden patches of an image first, and then over the images. An image without hidden patches counts as 0.
 
+
 # %%
 def patch_loss(student, targets, mask):
     """Float[B, N, K] logits, Float[B, N, K] distributions, Bool[B, N] -> scalar, in nats."""
@@ -318,6 +319,7 @@ exercises.patch_loss(patch_loss)
 
 # %% [markdown]
 # **3.** Write the step of the moving average: the teacher's new weights.
+
 
 # %%
 def ema(teacher, student, momentum):

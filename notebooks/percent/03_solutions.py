@@ -21,6 +21,7 @@ exercises.collapse_loss(math.log(256), 256)
 # %% [markdown]
 # **2.** A cross-entropy for each patch; the mask times it, summed over an image, and divided by the number of its hidden patches.
 
+
 # %%
 def patch_loss(student, targets, mask):
     """Float[B, N, K] logits, Float[B, N, K] distributions, Bool[B, N] -> scalar, in nats."""
@@ -33,6 +34,7 @@ exercises.patch_loss(patch_loss)
 
 # %% [markdown]
 # **3.** The momentum is the weight of what the teacher was before.
+
 
 # %%
 def ema(teacher, student, momentum):

@@ -23,6 +23,7 @@ exercises.seeds_needed(seeds, 3.0, 1.5)
 # %% [markdown]
 # **2.** Take the differences first: what both arms of a seed have in common drops out.
 
+
 # %%
 def paired_interval(better, other):
     """Float[n], Float[n], scores of n seeds -> mean, low, high."""

@@ -206,6 +206,7 @@ exercises.seeds_needed(answer, 3.0, 1.5)  # the gap and the standard deviation
 # **2.** Write the paired interval: the mean of the differences, and the two ends of its 95% interval. `scipy.stats.t.ppf(0.975, n -
 # 1)` is Student's factor.
 
+
 # %%
 def paired_interval(better, other):
     """Float[n], Float[n], scores of n seeds -> mean, low, high."""

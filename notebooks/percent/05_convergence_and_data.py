@@ -188,6 +188,7 @@ exercises.epochs_saved(answer, fast, slow)
 # **2.** Write the k-NN classifier: cosine similarity, the `k` nearest, and votes of weight `exp(cosine / 0.07)`. Give back the class
 # with the most votes.
 
+
 # %%
 def knn(train_x, train_y, test_x, k, classes):
     """Float[M, D], Long[M], Float[Q, D], int, int -> Long[Q]."""

@@ -258,6 +258,7 @@ exercises.hint_over_mst(answer)
 # **2.** MST hides the `int(ratio * N)` patches of least attention. Write a function that gives the part of the attention which these
 # patches hold. What is it if the attention is spread evenly, and if one patch has all of it?
 
+
 # %%
 def hidden_attention(attention, ratio):
     """Float[B, N], float -> Float[B]."""
@@ -267,6 +268,7 @@ exercises.hidden_attention(hidden_attention)
 
 # %% [markdown]
 # **3.** Hide patches from the student: replace the embeddings of the hidden patches by the learned mask token.
+
 
 # %%
 def masked_tokens(tokens, mask, mask_token):

@@ -198,6 +198,7 @@ exercises.peacock(nine)
 # **3.** Write the accuracy of ImageNet-9. `mapping` translates the 1000 classes into the nine, with -1 for all others, which always
 # count as wrong.
 
+
 # %%
 def in9_accuracy(predicted, labels, mapping):
     """Long[B] of 1000 classes, Long[B] of nine, Long[1000] -> percent."""

@@ -26,6 +26,7 @@ exercises.peacock(-1)
 # %% [markdown]
 # **3.** -1 never equals a label, so nothing has to be left out.
 
+
 # %%
 def in9_accuracy(predicted, labels, mapping):
     """Long[B] of 1000 classes, Long[B] of nine, Long[1000] -> percent."""

@@ -225,6 +225,7 @@ exercises.random_ranking(chance)
 # %% [markdown]
 # **3.** Write the average precision of a ranking by the equation above.
 
+
 # %%
 def average_precision(right):
     """Bool[n], True where an image of the ranking is right -> percent."""

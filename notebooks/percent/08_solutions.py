@@ -27,6 +27,7 @@ exercises.random_ranking(100 * sum(areas) / 160)
 # %% [markdown]
 # **3.** Places count from 1. Before the first place there is nothing, and the precision is 1.
 
+
 # %%
 def average_precision(right):
     """Bool[n], True where an image of the ranking is right -> percent."""

@@ -25,6 +25,7 @@ exercises.moved_square(1 / 3)
 # %% [markdown]
 # **3.** Divide by the union.
 
+
 # %%
 def region(mask, truth):
     """Bool[H, W], Bool[H, W] -> J in [0, 1]."""

@@ -199,6 +199,7 @@ exercises.moved_square(j)
 # %% [markdown]
 # **3.** Write J of two masks.
 
+
 # %%
 def region(mask, truth):
     """Bool[H, W], Bool[H, W] -> J in [0, 1]."""
@@ -208,6 +209,7 @@ exercises.region(region)
 
 # %% [markdown]
 # **4.** Write one step of the propagation by the equation above, without the window: all context patches may be among the `topk` nearest.
+
 
 # %%
 def propagation(frame, context, labels, topk, temperature):

@@ -254,6 +254,7 @@ exercises.lowest_rate(answer)
 # **3.** Write the mean intersection over union of classes of pixels. Pixels whose true class is 255 do not count. A class that is
 # neither there nor predicted has no IoU, and stays out of the mean.
 
+
 # %%
 def mean_iou(predicted, truth, classes):
     """Long[P], Long[P], int -> mean IoU in [0, 1]."""

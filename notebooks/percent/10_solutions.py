@@ -26,6 +26,7 @@ exercises.lowest_rate(0.8**13)
 # %% [markdown]
 # **3.** First leave out the pixels, then count class by class.
 
+
 # %%
 def mean_iou(predicted, truth, classes):
     """Long[P], Long[P], int -> mean IoU in [0, 1]."""

@@ -214,6 +214,7 @@ pd.DataFrame(rows).T
 # In a running notebook, you can move the power $\gamma$ of a generalised mean over the image's channels, and the number of clusters
 # of k-means. The picture below shows one setting.
 
+
 # %%
 def show(gamma: float = 2.0, k: int = 3):
     """The feature map's generalised mean over channels, and k-means' clusters."""
@@ -292,7 +293,7 @@ verdict_table("simpool-1")
 # **1.** Write SimPool in six lines, by the equations above. Take a LayerNorm without weights: `F.layer_norm(X, X.shape[2:], eps=1e-6)`.
 
 # %%
-import torch.nn.functional as F
+from torch.nn import functional as F  # noqa: F401
 
 from course import exercises
 

@@ -216,6 +216,7 @@ exercises.cait_and_simpool(answer)
 # %% [markdown]
 # **3.** Write GeM: clamp the features to at least 1e-6, and take their generalised mean over the positions.
 
+
 # %%
 def gem(x, gamma):
     """Float[B, N, D], float -> Float[B, D]."""

@@ -34,6 +34,7 @@ exercises.cait_and_simpool(different)
 # %% [markdown]
 # **3.** Power, mean, root.
 
+
 # %%
 def gem(x, gamma):
     """Float[B, N, D], float -> Float[B, D]."""

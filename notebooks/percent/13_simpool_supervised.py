@@ -217,6 +217,7 @@ exercises.extra_parameters(answer)
 # **2.** Write the class activation map. For each patch, it is the product of the patch with the classifier's row of the class that
 # the network names.
 
+
 # %%
 def class_map(patches, weight, logits):
     """Float[B, N, D], Float[C, D], Float[B, C] -> Float[B, N]."""

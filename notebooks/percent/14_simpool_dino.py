@@ -190,6 +190,7 @@ exercises.largest_gain(answer)
 # **2.** Write DINO's loss of one batch: center and sharpen the teacher's logits, and take the mean cross-entropy over all pairs of
 # different views, and over the batch.
 
+
 # %%
 def cls_loss(student, teacher, center, student_temp, teacher_temp):
     """Float[V, B, K] logits, globals first, Float[2, B, K] logits, Float[K], float, float -> scalar, in nats."""

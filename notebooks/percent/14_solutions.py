@@ -23,6 +23,7 @@ exercises.largest_gain(gain.idxmax().removesuffix("_knn"))
 # %% [markdown]
 # **2.** Two loops over views. The student's first two views are the global ones, so view $q$ of the teacher is view $q$ of the student.
 
+
 # %%
 def cls_loss(student, teacher, center, student_temp, teacher_temp):
     """Float[V, B, K] logits, globals first, Float[2, B, K] logits, Float[K], float, float -> scalar, in nats."""

@@ -153,6 +153,7 @@ def keep_maps(network, epoch):
     kept[type(network).__name__, epoch] = maps
     return {"attention mass": 100 * attention_mass(maps, objects).mean().item()}
 
+
 # %% tags=["nbval-ignore-output"]
 from tempfile import TemporaryDirectory
 
@@ -251,6 +252,7 @@ exercises.even_attention_mass(answer)
 # %% [markdown]
 # **2.** Write the entropy of an attention, in percent of that of an even attention. Average over the heads first. It says how much a
 # map leaves out: 100 is an even map.
+
 
 # %%
 def entropy(attention):

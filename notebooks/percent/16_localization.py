@@ -296,6 +296,7 @@ exercises.part_of_an_object(answer)
 # *all* pixels above it (there is only one box here). Give the best IoU with the true box. Ends are included: a box from x0 to x1 is
 # x1 - x0 + 1 pixels wide.
 
+
 # %%
 def box_of_map(single, box):
     """Float[H, W], Long[4] (x0, y0, x1, y1) -> the best IoU."""

@@ -199,6 +199,7 @@ exercises.official_box(answer)
 # %% [markdown]
 # **3.** Write LOST's seed: the number of the patch of lowest degree. Of equal degrees, the first patch counts.
 
+
 # %%
 def lost_seed(keys):
     """Float[N, D] -> the number of the seed."""

@@ -26,6 +26,7 @@ exercises.official_box([0, 0, 128, 96])
 # **3.** A stable sort keeps the first of equal patches first. Each patch resembles itself, which adds one to every degree and changes
 # no order.
 
+
 # %%
 def lost_seed(keys):
     """Float[N, D] -> the number of the seed."""

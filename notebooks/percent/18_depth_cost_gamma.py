@@ -200,6 +200,7 @@ exercises.blocks_for_simpool(answer)
 # **2.** Count the parameters of a block of a ViT of width `d`. It has two LayerNorms, an attention with projections to queries, keys,
 # values and the output, and an MLP that is four times as wide. All linear layers have biases.
 
+
 # %%
 def block_parameters(d):
     """int -> int."""

@@ -21,6 +21,7 @@ exercises.blocks_for_simpool(round(blocks, 2))
 # %% [markdown]
 # **2.** Norms: $4d$. Attention: $4d^2 + 4d$. MLP: $8d^2 + 5d$.
 
+
 # %%
 def block_parameters(d):
     """int -> int."""

@@ -178,6 +178,7 @@ exercises.guidance(answer)
 # %% [markdown]
 # **2.** Write the share of the objects' patches that masks hide, in percent, over all images together.
 
+
 # %%
 def hidden_share(mask, objects):
     """Bool[B, N] (True = hidden), Bool[B, N] -> percent."""

@@ -19,6 +19,7 @@ exercises.guidance((34 - 32) - (33 - 30))
 # %% [markdown]
 # **2.** Divide by the objects' patches, not by the hidden ones.
 
+
 # %%
 def hidden_share(mask, objects):
     """Bool[B, N] (True = hidden), Bool[B, N] -> percent."""
