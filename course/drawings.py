@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -98,6 +98,13 @@ class Drawing:
             self.axis.plot([left + at] * 2, [bottom, bottom + side], color="white" if 0 < i < n else INK, lw=0.8, zorder=3)
         return box
 
+    def group(self, first: Box, last: Box, margin: float = 0.09) -> Box:
+        """A pale ground behind pictures that belong together, from the first to the last of a row."""
+        left, bottom = first.x - first.width / 2 - margin, first.y - first.height / 2 - margin
+        width, height = last.x + last.width / 2 + margin - left, first.height + 2 * margin
+        self.axis.add_patch(Rectangle((left, bottom), width, height, facecolor="0.93", edgecolor=PALE, linewidth=0.8, zorder=1))
+        return Box(left + width / 2, bottom + height / 2, width, height)
+
 
 # ---- iBOT with AttMask ---------------------------------------------------------------------------------------------------
 
@@ -105,7 +112,7 @@ STEPS = (
     "An image is cut into patches",
     "Two random views of the image, u and v",
     "The teacher sees both views whole",
-    "Its [CLS] token attends to the patches",
+    "The teacher's [CLS] token attends to the patches",
     "AttMask: the most attended patches are masked",
     "The student sees the masked views",
     "The student has to say what the teacher says",
@@ -153,29 +160,34 @@ def _ibot(d: Drawing) -> Iterator[None]:
     yield
     views = [scene(5, 3, 2.6), scene(3, 5, 2.1)]
     u, v = (d.patches(x, top, 1.3, view) for x, view in zip((3.3, 4.75), views))
-    d.label(u.x, top + 0.85, "$u$", size=TYPE)
-    d.label(v.x, top + 0.85, "$v$", size=TYPE)
-    d.arrow(image.side("top"), u.side("left"), bend="|-")
+    both = d.group(u, v)
+    d.label(u.x, top + 0.92, "$u$", size=TYPE)
+    d.label(v.x, top + 0.92, "$v$", size=TYPE)
+    d.arrow(image.side("top"), both.side("left"), bend="|-")
     yield
     teacher = d.box(7.2, top, 2.2, 0.95, "teacher\n$f_{\\theta'}$", "teacher")
-    d.arrow(v.side("right"), teacher.side("left"))
+    d.arrow(both.side("right"), teacher.side("left"))
     yield
     maps = [attention_of(view) for view in views]
     first, second = (d.patches(x, middle, 1.0, single) for x, single in zip((6.2, 7.3), maps))
-    d.label(6.75, middle - 0.86, "[CLS] attention,\nmean over heads")
-    d.arrow(teacher.side("bottom", first.x - teacher.x), first.side("top"))
+    attended = d.group(first, second)
+    d.label(attended.x, middle - 0.92, "[CLS] attention,\nmean over heads")
+    d.arrow(teacher.side("bottom", attended.x - teacher.x), attended.side("top"))
     yield
     hidden = [attention_mask(single.view(1, -1), 0.3, strategy="high").view(CELLS, CELLS, 1) for single in maps]
     masks = [d.patches(x, middle, 1.0, torch.where(mask, 0.35, torch.ones(3) * 0.92)) for x, mask in zip((3.3, 4.75), hidden)]
-    d.label(4.02, middle - 0.8, "hide the\ntop $\\lfloor rN \\rfloor$")
-    d.arrow(first.side("left"), masks[1].side("right"))
+    chosen = d.group(*masks)
+    d.label(chosen.x, middle - 0.92, "hide the\ntop $\\lfloor rN \\rfloor$")
+    d.arrow(attended.side("left"), chosen.side("right"))
     yield
     masked = [d.patches(x, bottom, 1.3, torch.where(mask, 0.35, view)) for x, view, mask in zip((3.3, 4.75), views, hidden)]
     student = d.box(7.2, bottom, 2.2, 0.95, "student\n$f_\\theta$", "student")
-    for view, mask, seen in zip((u, v), masks, masked):
-        d.arrow(view.side("bottom"), mask.side("top"))
-        d.arrow(mask.side("bottom"), seen.side("top"))
-    d.arrow(masked[1].side("right"), student.side("left"))
+    given = d.group(*masked)
+    for view in (u, v):
+        shift = view.x - both.x
+        d.arrow(both.side("bottom", shift), chosen.side("top", shift))
+        d.arrow(chosen.side("bottom", shift), given.side("top", shift))
+    d.arrow(given.side("right"), student.side("left"))
     yield
     targets = [d.box(9.85, top + shift, 1.4, 0.52, name, "teacher") for name, shift in (("[CLS]", 0.36), ("patches", -0.36))]
     answers = [d.box(9.85, bottom + shift, 1.4, 0.52, name, "student") for name, shift in (("[CLS]", -0.36), ("patches", 0.36))]

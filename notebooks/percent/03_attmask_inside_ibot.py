@@ -141,15 +141,15 @@ print("hidden tokens of each crop:", masks.sum(1).tolist())
 # - $c$ is the *center*, a moving average of the teacher's logits: $c \leftarrow 0.9\,c + 0.1\,\overline{z'}$. Without it, all targets
 #   would become the same.
 #
-# **[CLS] loss** (iBOT, eq. 3; DINO, eq. 3). The teacher's view $u$ is the target of every *other* view $v$ of the student:
+# **[CLS] loss** (iBOT, eq. 2; DINO, eq. 3). The teacher's view $u$ is the target of every *other* view $v$ of the student:
 #
-# $$L_{[\mathrm{CLS}]} = -\frac{1}{2 (V - 1)} \sum_{u \in \{1, 2\}} \sum_{v \ne u} P'\big(z'^{[\mathrm{CLS}]}_u\big)^{\!\top} \log P\big(z^{[\mathrm{CLS}]}_v\big) \tag{3}$$
+# $$L_{[\mathrm{CLS}]} = -\frac{1}{2 (V - 1)} \sum_{u \in \{1, 2\}} \sum_{v \ne u} P'\big(z'^{[\mathrm{CLS}]}_u\big)^{\!\top} \log P\big(z^{[\mathrm{CLS}]}_v\big) \tag{2}$$
 #
 # Here $V$ is the number of views, two global ones and the local ones. The loss is averaged over the images of the batch.
 #
-# **Patch loss** (iBOT, eq. 2). The student has to say of each hidden patch what the teacher says at the same place of the same view:
+# **Patch loss** (iBOT, eq. 3). The student has to say of each hidden patch what the teacher says at the same place of the same view:
 #
-# $$L_{\mathrm{MIM}} = -\frac12 \sum_{u \in \{1, 2\}} \frac{1}{\max(1, \sum_i m_{u,i})} \sum_{i=1}^{N} m_{u,i}\; P'\big(z'_{u,i}\big)^{\!\top} \log P\big(\hat z_{u,i}\big) \tag{2}$$
+# $$L_{\mathrm{MIM}} = -\frac12 \sum_{u \in \{1, 2\}} \frac{1}{\max(1, \sum_i m_{u,i})} \sum_{i=1}^{N} m_{u,i}\; P'\big(z'_{u,i}\big)^{\!\top} \log P\big(\hat z_{u,i}\big) \tag{3}$$
 #
 # Here $m_{u,i}$ is 1 where patch $i$ of view $u$ is hidden, else 0, and $\hat z$ are the logits of the student, which saw the masked
 # view. A view without hidden patches counts as 0. The loss is averaged over the images of the batch, and the total is the sum of both
