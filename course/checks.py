@@ -74,7 +74,7 @@ def exercise(
 
 
 def agree(found: Any, wanted: Any, tolerance: float) -> bool:
-    """The same type of answer, of the same shape, with numbers that differ by the tolerance at most. Words agree with a set that has them."""
+    """The same type and shape, with numbers that differ by the tolerance at most. A word agrees with a set that has it."""
     if isinstance(wanted, Tensor):
         found = tensor(found)
         if found is None or found.shape != wanted.shape or (found.dtype == torch.bool) != (wanted.dtype == torch.bool):

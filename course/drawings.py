@@ -80,7 +80,7 @@ class Drawing:
         return self.axis.text(x, y, text, fontsize=size, color=colour, va="center", zorder=4, **dict(ha="center", family=FONT) | style)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], *, bend: str = "", dashed: bool = False) -> None:
-        """From one point to another: straight, around one corner (``-|`` first along, ``|-`` first up or down), or ``over`` what lies between."""
+        """From one point to another: straight, around a corner (``-|`` first along, ``|-`` first up), or ``over`` what is between."""
         corners = {"-|": "angle,angleA=0,angleB=90,rad=6", "|-": "angle,angleA=90,angleB=0,rad=6", "over": "bar,fraction=0.035"}
         style = corners.get(bend, "arc3")
         line = dict(linestyle="--" if dashed else "-", linewidth=1.6, color=PALE if dashed else INK, mutation_scale=16)
@@ -249,10 +249,10 @@ def formula(symbol: str) -> str:
     """A symbol of the landscape's table as mathematics: ``sigma_2(S/sqrt d)`` -> ``$\\sigma_2(S/\\sqrt{d})$``."""
     if not symbol:
         return ""
-    text = symbol.replace("sqrt d", r"\sqrt{d}").replace("^T", r"^\top ").replace(", ", r",\ ")
+    text = symbol.replace("sqrt d", r"\sqrt{d}").replace("^T", r"^\top ").replace("^-1", "^{-1}").replace(", ", r",\ ")
     text = re.sub(r"_(-?[A-Za-z0-9]+)", r"_{\1}", text)
     text = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}", lambda m: GREEK.get(m[0], rf"\mathrm{{{m[0]}}}"), text)
-    return "$" + re.sub(r"(?<=[A-Za-z}]) (?=[A-Za-z])", r"\\ ", text) + "$"
+    return "$" + re.sub(r"(?<=[A-Za-z}]) (?=[A-Za-z\\])", r"\\ ", text) + "$"
 
 
 def _pooling(d: Drawing, y: float, parts: dict[str, str], title: str, iterative: bool) -> None:

@@ -479,7 +479,7 @@ def _precision(right):
     },
 )
 def average_precision(right):
-    """08: average precision in percent, by the trapezoid rule from the point (recall 0, precision 1) on, of a ranking Bool[n]: right or not."""
+    """08: average precision in percent of a ranking Bool[n], right or not, by the trapezoid rule from recall 0, precision 1 on."""
     return revisited_map(torch.arange(len(right))[:, None], [dict(easy=right.nonzero().flatten().tolist(), hard=[], junk=[])])
 
 
@@ -618,7 +618,7 @@ def _by(weights, x):
     },
 )
 def norm_softmax(x):
-    """11: a fifteenth pooling by its declaration: called with Float[B, N, D], it gives a vector Float[B, D] and an attention Float[B, 1, N]."""
+    """11: a fifteenth pooling by its declaration: of Float[B, N, D] a vector Float[B, D] and an attention Float[B, 1, N]."""
     return _by(x.norm(dim=2).softmax(1), x)
 
 
@@ -740,7 +740,7 @@ def extra_parameters():
     },
 )
 def class_map(patches, weight, logits):
-    """13: the class activation map Float[B, N] of the predicted class: patches Float[B, N, D], classifier Float[C, D], logits Float[B, C]."""
+    """13: the class activation map Float[B, N] of the predicted class: patches [B, N, D], classifier [C, D], logits [B, C]."""
     return torch.einsum("bnd,bd->bn", patches, weight[logits.argmax(1)])
 
 

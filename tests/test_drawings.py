@@ -90,6 +90,8 @@ def test_a_step_only_adds():
 def test_symbols_of_the_table_become_mathematics():
     assert formula("sigma_2(S/sqrt d)") == r"$\sigma_{2}(S/\sqrt{d})$"
     assert formula("FC(avg_3(X))") == r"$\mathrm{FC}(\mathrm{avg}_{3}(X))$"
+    assert formula("MLP(g_m^-1(Z))") == r"$\mathrm{MLP}(g_{m}^{-1}(Z))$"
+    assert formula("sigma_2(S_i/sqrt d), m heads") == r"$\sigma_{2}(S_{i}/\sqrt{d}),\ m\ \mathrm{heads}$"
     assert formula("") == ""
     drawn = {words.get_text() for words in pooling("simpool").axes[0].texts}
     assert {formula(symbol) for symbol in landscape().loc["simpool", "U0":] if symbol} <= drawn

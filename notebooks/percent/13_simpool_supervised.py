@@ -78,8 +78,8 @@ for (arch, pooling), count in counts.items():
 #
 # ## One image through both
 #
-# Both networks have the same first weights in every block. What differs is who asks: [CLS] asks with a learned token, and SimPool
-# with the average of the patches. Neither of them is trained here.
+# Both networks have the same blocks, with random first weights. What differs is who asks: [CLS] asks with a token of its own, and
+# SimPool with the average of the patches. Neither of them is trained here.
 
 # %%
 from lib.data.scenes import render

@@ -74,7 +74,7 @@ for role in ("supervised", "dino"):
 # ## The step on one batch
 #
 # Everything else is DINO's. Student and teacher see crops of one image, and the student has to say what the teacher says of another
-# crop (notebook 03, eq. 3). What changes is *which vector* goes into the head.
+# crop (notebook 03, eq. 2). What changes is *which vector* goes into the head.
 
 # %%
 from lib.data.scenes import render

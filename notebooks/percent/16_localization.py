@@ -169,7 +169,7 @@ plt.show()
 #
 # ## MaxBoxAccV2
 #
-# The maxima of the curves, and their mean over the levels, with the trivial boxes in the last rows.
+# The maxima of the curves, and their mean over the levels, with the trivial boxes after the networks.
 
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
