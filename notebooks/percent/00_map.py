@@ -87,6 +87,8 @@ pd.set_option("display.max_colwidth", None)
 chapters()
 
 # %% [markdown]
+# A title is what a chapter is about, and its question is what it tries to answer.
+#
 # ## The claims
 #
 # Every claim in the talk's words, with the advantage that the papers publish: the better method's figure minus the strongest
@@ -156,6 +158,9 @@ from lib.results.figures import verdict_table
 verdict_table()
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - Both papers use an attention that the network computes anyway: AttMask to choose what is hidden, SimPool to pool.

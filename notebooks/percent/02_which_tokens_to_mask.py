@@ -177,6 +177,8 @@ table = pd.DataFrame(
 table.round(1)
 
 # %% [markdown]
+# Where a row's second number is larger than its first, the strategy hides more of the attention than random masks of its size do.
+#
 # ## What is hidden: object or background?
 #
 # AttMask-High is said to hide the objects. This depends on the teacher: does its attention know where the objects are? The measurement

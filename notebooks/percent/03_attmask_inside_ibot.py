@@ -192,6 +192,8 @@ drawings.ibot(8)
 plt.show()
 
 # %% [markdown]
+# The dashed arrow is the only way from the student to the teacher.
+#
 # ## The run
 #
 # `run` trains a recipe entry, or loads the run if it has been trained before. Every number that it depends on stands in `recipes/`.

@@ -166,6 +166,9 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-1", "attmask-2", "attmask-3")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - A comparison of masks is fair if they hide equally many patches, with the same seed.

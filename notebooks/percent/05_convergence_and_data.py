@@ -150,6 +150,9 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-4", "attmask-5", "attmask-7")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - Convergence compares whole curves, and not the last points.

@@ -221,6 +221,9 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-6", "attmask-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - MST and AttMask use the same attention in opposite ways. What the student is asked makes the difference.

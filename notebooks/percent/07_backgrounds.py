@@ -153,6 +153,9 @@ print(paper_table("simpool", "backgrounds").to_string())
 verdict_table("attmask-8", "simpool-7")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - A high accuracy does not say what a network looks at. Change one thing and measure again.

@@ -183,6 +183,9 @@ print(published.filter(like="rox").join(published.filter(like="rparis")).dropna(
 verdict_table("attmask-9")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - Retrieval asks whether the same thing has similar features, with nothing trained for it.

@@ -153,6 +153,9 @@ print(paper_table("attmask", "downstream").filter(like="davis").to_string())
 verdict_table("attmask-9")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - Labels are handed on by the similarity of patches. Nothing is trained for it.

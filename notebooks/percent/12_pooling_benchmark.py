@@ -167,6 +167,9 @@ from lib.results.figures import verdict_table
 verdict_table("simpool-1")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - A fair comparison of poolings keeps the network and its first weights the same.

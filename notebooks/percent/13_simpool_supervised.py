@@ -181,6 +181,9 @@ from lib.results.figures import verdict_table
 verdict_table("simpool-2", "simpool-4", "simpool-6")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - SimPool replaces the class token: the blocks see patches only, and one attention step pools them at the end.

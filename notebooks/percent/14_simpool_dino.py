@@ -157,6 +157,9 @@ from lib.results.figures import verdict_table
 verdict_table("simpool-3")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - With DINO, only the pooling changes: SimPool before the norm, with a learned scalar added.

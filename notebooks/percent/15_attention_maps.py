@@ -217,6 +217,9 @@ print(paper_table("simpool", "localization"))
 verdict_table("simpool-4", "simpool-6", "simpool-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - An attention map is a picture of what a network uses. This need not be the object.

@@ -182,6 +182,8 @@ scores = scores.assign(MaxBoxAccV2=scores.mean(axis=1)).sort_index(level="images
 scores.round(1)
 
 # %% [markdown]
+# Compare a network first with the two trivial rows of its data, and then with another network.
+#
 # ## Attention mass
 #
 # This is the share of the attention that lies on the objects, in percent. It needs no threshold. An even attention has the objects' area.
@@ -196,6 +198,8 @@ for (data, name, kind), found in maps.items():
 pd.DataFrame(mass).round(1)
 
 # %% [markdown]
+# A network whose share is above that of the even attention looks at the objects more than chance would.
+#
 # ## The talk's figure
 #
 # Four images, evenly spaced through the set. White: the true boxes. Coloured: the best contour's box, at the threshold that is best
@@ -247,6 +251,9 @@ print(paper_table("simpool", "localization").to_string())
 verdict_table("simpool-4", "simpool-6", "simpool-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - MaxBoxAccV2 asks whether a box drawn from the map fits the object, at the best threshold for all images.

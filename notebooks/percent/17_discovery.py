@@ -156,6 +156,9 @@ print(paper_table("simpool", "discovery").to_string())
 verdict_table("simpool-5")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - LOST starts at the patch that resembles the fewest others.

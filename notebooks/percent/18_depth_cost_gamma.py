@@ -166,6 +166,9 @@ from lib.results.figures import verdict_table
 verdict_table("simpool-8", "simpool-9", "simpool-10")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - Compare a method with what the same cost would buy elsewhere: here, more blocks.

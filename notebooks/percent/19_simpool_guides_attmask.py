@@ -144,6 +144,9 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-1", "simpool-6")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
 # ## What to remember
 #
 # - AttMask takes any map over patches; SimPool gives one.

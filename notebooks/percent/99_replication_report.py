@@ -82,6 +82,8 @@ pd.set_option("display.max_colwidth", None)
 verdict_table().join(claims().set_index("id").text)
 
 # %% [markdown]
+# Read a row from left to right: what the paper says, what we measured, and what follows from it.
+#
 # ## The runs behind them
 #
 # A row is a group of runs that differ only in their seeds, and in what their experiment compares. The command trains or measures one
@@ -93,6 +95,8 @@ from lib.results.tables import recorded_commands
 recorded_commands(experiment or None)
 
 # %% [markdown]
+# A group with many seeds answers more than one with few; the claims need three.
+#
 # ## Coverage
 #
 # Some of the papers' published numbers belong to a claim. How many of them do our records answer, with a verdict that is neither `not
@@ -104,6 +108,8 @@ from lib.results.verdicts import coverage
 coverage()
 
 # %% [markdown]
+# The table counts, for each of the papers' tables, the numbers that belong to a claim, and those of them that our records answer.
+#
 # ## What to remember
 #
 # - A verdict is an interval of paired differences, and not a comparison of two numbers.
