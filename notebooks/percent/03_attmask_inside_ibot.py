@@ -73,8 +73,8 @@ image_grid(
 #
 # ## Teacher and student
 #
-# Both are the same Vision Transformer, with a *projection head* that gives $K$ numbers, one for each *prototype*. The student has the weights
-# $\theta$. The teacher's weights $\theta'$ are a moving average of them, with momentum $m$. After each step
+# Both are the same Vision Transformer, with a *projection head* that gives $K$ numbers, one for each *prototype*. The student has the
+# weights $\theta$. The teacher's weights $\theta'$ are a moving average of them, with momentum $m$. After each step
 #
 # $$\theta' \leftarrow m\,\theta' + (1 - m)\,\theta .$$
 #

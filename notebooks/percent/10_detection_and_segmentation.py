@@ -44,8 +44,8 @@ check_parameters(globals())
 # ## The paper's table
 #
 # The paper compares iBOT with and without AttMask, with ViT-S/16 pre-trained on full ImageNet-1k. COCO is measured with Cascade Mask
-# R-CNN (12 epochs), ADE20K with UPerNet (160,000 steps). Ours are smaller: Mask R-CNN has one head in place of a cascade of three,
-# and our feature maps come from the last block, where the paper's come from four.
+# R-CNN (12 epochs), ADE20K with UPerNet (160,000 steps). Ours are smaller: at the scales smoke and small, Mask R-CNN has one head in
+# place of a cascade of three, and our feature maps come from the last block, where the paper's come from four.
 
 # %%
 from lib.results.papers import paper_table

@@ -138,8 +138,8 @@ print(source[source.index('    @part("W_Q U")') : source.index("    def shifted"
 #
 # $$u = \Big(\sum_{i=1}^{p} a_i\, v_i^{\gamma}\Big)^{1 / \gamma}$$
 #
-# $\gamma = 1$ gives the average. Towards $\gamma = 0$ it becomes the geometric mean, and for large $\gamma$ the maximum. The paper takes 1.25 for
-# transformers and 2 for convolutional networks. Here it pools one channel with the values 1 to 9, evenly attended.
+# $\gamma = 1$ gives the average. Towards $\gamma = 0$ it becomes the geometric mean, and for large $\gamma$ the maximum. The paper
+# takes 1.25 for transformers and 2 for convolutional networks. Here it pools one channel with the values 1 to 9, evenly attended.
 
 # %%
 import seaborn as sns

@@ -95,8 +95,9 @@ plt.show()
 #
 # ## One step on one image
 #
-# SimPool has a single query, so the product of all keys with it can be computed from the right: $\mathrm{LN}(X)\,(W_K^\top q)$ in
-# place of $(\mathrm{LN}(X)\,W_K^\top)\,q$. The numbers are the same, and the work is a $d$-th. `FLOP` counts both.
+# SimPool has a single query. So the products of all keys with it can be computed from the right: $\mathrm{LN}(X)\,(W_K^\top q)$ in
+# place of $(\mathrm{LN}(X)\,W_K^\top)\,q$, with one patch in each row of $X$. The result is the same. With $N$ patches of $d$
+# channels, the first takes $d^2 + N d$ multiplications, and the second $N d^2 + N d$. Both are counted here:
 
 # %%
 from lib.pooling import Pooling, SimPool
