@@ -8,7 +8,7 @@ CONDA := $(firstword $(shell command -v mamba micromamba conda 2>/dev/null))
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test record notebooks check book clean
+.PHONY: help install reproduce test record notebooks check book slides clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,9 +46,15 @@ notebooks: install  ## make the notebooks from notebooks/percent: sync, execute,
 check: install  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-book: install  ## build the book into book/_build
+.venv/book: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'
-	$(BIN)/sphinx-build -q book book/_build
+	@touch $@
+
+book: .venv/book slides  ## build the book into book/_build/html, to be read without a network
+	$(BIN)/sphinx-build -q book book/_build/html
+
+slides: .venv/book  ## make a deck of slides a chapter, in book/_build/html/slides
+	$(BIN)/python book/slides.py book/_build/html/slides
 
 clean:  ## delete the environment; runs and records stay
 	rm -rf .venv book/_build

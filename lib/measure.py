@@ -226,7 +226,8 @@ def measure_released(name: str, file: str | Path, *, root: str | Path | None = N
     """
     settings = recipes.released(name)
     device = torch.device(device or default_device())
-    network = load_released(file, settings["arch"], source=settings["source"]).to(device)
+    statistics = {key: settings[key] for key in ("mean", "std") if key in settings}
+    network = load_released(file, settings["arch"], source=settings["source"], **statistics).to(device)
     size, view = settings["canvas"], dict(size=settings["size"], crop=settings["crop"], batch_size=settings["batch_size"])
     test = bank(settings["data"], "validation", size, root=root, device=device, progress=progress)
     published = settings["published"]

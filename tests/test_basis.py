@@ -126,3 +126,15 @@ def test_other_code_that_draws_the_embedded_set_is_other_data(tmp_path, monkeypa
     monkeypatch.setattr(basis.inspect, "getsource", lambda module: "drawn otherwise")
     with pytest.raises(ValueError, match="^scenes/train/0.02: got .* and accepts no other"):
         tiny(None)
+
+
+def test_every_flipped_bit_of_a_result_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
+    done = tiny(None)
+    whole, result = done.file.read_bytes(), done.result()
+    for place in range(len(whole)):
+        done.file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert done.result() == result  # a bit of the white space between entries
+        except ValueError as error:
+            assert str(done.file) in str(error)

@@ -374,7 +374,7 @@ def test_coco_s_classes_are_numbered_in_the_order_of_ids_and_crowds_are_none(tmp
 @pytest.mark.parametrize("changes", [
     dict(annotations=[dict(image_id=7, category_id=5, bbox=[2, 2, 4, 4], segmentation=[])]),
     dict(annotations=[dict(image_id=8, category_id=1, bbox=[2, 2, 4, 4], segmentation=[])]),
-    dict(annotations=[dict(image_id=7, category_id=1, bbox=[2, 2, 4, 4])]),
+    dict(annotations=[dict(image_id=7, category_id=1, bbox=[2, 2, 4, 4], segmentation=[[1, 2, 3]])]),
     dict(annotations=[dict(image_id=7, category_id=1, bbox=[2, 2, 4, 4], segmentation=dict(counts="x", size=[8, 8]))]),
     dict(categories=[{}]),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import roi_heads
 from twins import trained_figures
 
 from lib.data import scenes
@@ -15,6 +16,7 @@ from lib.data.views import MEAN, STD
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.log import read_log
 from lib.engine.seeds import seed_step
+from lib.evaluation import cascade
 from lib.evaluation.detection import Detection, DetectionSettings, average_precision
 from lib.models import create_model
 
@@ -372,3 +374,66 @@ def test_blocks_are_compiled_wherever_the_network_is(monkeypatch):
     made = learner()
     made.compile_blocks()
     assert compiled == [made.detector.backbone.network]
+
+
+# ---- a cascade --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cascade_of_one_head_at_a_half_is_torchvisions():
+    source = pictures()
+    plain, one = (learner(cascade=cascade) for cascade in ([], [0.5]))
+    one.load_state_dict(plain.state_dict())
+    losses = [made(*first_batch(source, 4), 0, seed_step(0, 0)) for made in (plain, one)]
+    assert losses[0].keys() == losses[1].keys()
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    found = [made.eval().detector([source.read(0)[0] / 255])[0] for made in (plain, one)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_each_stage_of_a_cascade_starts_from_the_boxes_of_the_one_before():
+    made, seen = learner(cascade=[0.5, 0.6, 0.7]), []
+    heads = made.detector.roi_heads
+    assert len(heads.earlier) == 2 and [matcher.high_threshold for matcher in heads.matchers] == [0.5, 0.6, 0.7]
+    assert [coder.weights for coder in heads.coders] == [(10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)]
+    for stage in (*heads.earlier, [heads.box_head, heads.box_predictor]):
+        stage[1].cls_score.bias.data[3] += 50  # all say the third class, 2 times further right
+        stage[1].bbox_pred.weight.data.zero_()
+        stage[1].bbox_pred.bias.data.view(-1, 4)[3] = torch.tensor([2.0, 0.0, 0.0, 0.0])
+    heads.box_roi_pool.register_forward_hook(lambda pool, given, output: seen.append(given[1][0]))
+    proposals, maps = [torch.tensor([[10.0, 12.0, 30.0, 40.0], [50.0, 0.0, 60.0, 20.0]])], made.detector.backbone(torch.rand(1, 3, 64, 64))
+    detections, losses = heads.eval()(maps, proposals, [(64, 64)])
+    # to the right by 2 / 10 of the width, then by 2 / 20
+    assert torch.allclose(seen[0], proposals[0]) and losses == {}
+    torch.testing.assert_close(seen[1], torch.tensor([[14.0, 12.0, 34.0, 40.0], [52.0, 0.0, 62.0, 20.0]]))
+    torch.testing.assert_close(seen[2], torch.tensor([[16.0, 12.0, 36.0, 40.0], [53.0, 0.0, 63.0, 20.0]]))
+    assert detections[0]["labels"].tolist() == [3, 3] and (detections[0]["scores"] > 0.99).all()
+
+
+def test_losses_of_a_cascade_are_weighted_sums_that_reach_all_heads(monkeypatch):
+    made, weights = learner(cascade=[0.5, 0.6, 0.7]), []
+    monkeypatch.setattr(cascade, "fastrcnn_loss", lambda *given: weights.append(given) or (torch.tensor(3.0), torch.tensor(5.0)))
+    monkeypatch.setattr(roi_heads, "fastrcnn_loss", lambda *given: (torch.tensor(100.0), torch.tensor(200.0)))
+    found = made(*first_batch(pictures(), 4), 0, seed_step(0, 0))
+    assert len(weights) == 2 and found["class"] == 1.5 * 3 + 25 and found["box"] == 1.5 * 5 + 50
+    monkeypatch.undo()
+    made(*first_batch(pictures(), 4), 0, seed_step(0, 0))["loss"].backward()
+    for stage in made.detector.roi_heads.earlier:
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage[1].cls_score.parameters())
+    counted = sum(len(group["params"]) for group in made.make_optimizer().param_groups)
+    assert counted == len([p for p in made.parameters() if p.requires_grad])
+
+
+def test_the_scores_of_a_cascade_are_means_over_its_stages():
+    heads = learner(cascade=[0.5, 0.6, 0.7]).eval().detector.roi_heads
+    heads.probabilities = [torch.tensor([[0.1, 0.6, 0.3] + [0.0] * 8]), torch.tensor([[0.2, 0.7, 0.1] + [0.0] * 8])]
+    logits = torch.tensor([[0.3, 0.5, 0.2] + [1e-9] * 8]).log()
+    proposals = [torch.tensor([[10.0, 10.0, 30.0, 30.0]])]
+    _, scores, labels = heads.postprocess_detections(logits, torch.zeros(1, 44), proposals, [(64, 64)])
+    assert labels[0].tolist() == [1, 2]
+    torch.testing.assert_close(scores[0], torch.tensor([0.6, 0.2]))
+
+
+@pytest.mark.parametrize("wrong", [[0.5, 0.6, 0.7, 0.8], [0.0], [0.5, 1.0], [0.6, 0.5]])
+def test_wrong_cascades_are_refused(wrong):
+    with pytest.raises(ValueError, match="cascade: got .* accepts at most 3 rising numbers between 0 and 1"):
+        settings(cascade=wrong)

@@ -4,6 +4,8 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from lib import masking, recipes
@@ -13,6 +15,7 @@ from lib.distillation.losses import koleo
 from lib.learning.base import METHODS, Learner
 from lib.models import RestorationDecoder, create_model
 from lib.models.heads import BatchNorm
+from lib.pooling import SimPool
 from lib.train import configure
 
 SMALL = dict(
@@ -479,3 +482,128 @@ def test_mst_in_half_precision_restores_finite_images():
         found = step_of(made)
     found["loss"].backward()
     assert all(value.isfinite() for value in found.values()) and all(p.grad.isfinite().all() for p in made.decoder.parameters())
+
+
+# ---- the papers' recipes ----------------------------------------------------------------------------------------------
+
+
+def test_lars_takes_literal_steps():
+    made = learner("smoke/dino", optimizer="lars", arch="resnet_mini")
+    optimizer, rate, decay, momenta = made.make_optimizer(), 0.3, 1e-2, {}
+    groups = optimizer.param_groups
+    for step in range(2):
+        optimizer.zero_grad()
+        step_of(made, step)["loss"].backward()
+        expected = []
+        for group in groups:
+            group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
+            for p in group["params"]:
+                update = p.grad.clone()
+                if p.ndim > 1 and p.norm() > 0 and update.norm() > 0:
+                    update = (update + decay * p) * (0.001 * p.norm() / (update.norm() + decay * p.norm() + 1e-8))
+                momenta[p] = 0.9 * momenta.get(p, 0) + update
+                expected.append(p.detach() - rate * momenta[p])
+        optimizer.step()
+        for p, wanted in zip((p for group in groups for p in group["params"]), expected):
+            torch.testing.assert_close(p, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_has_drop_path_where_the_recipe_says_so():
+    made = learner("smoke/dino", arch="convnext_mini", drop_path=0.5, teacher_drop_path=0.5, local_size=32)
+    whole = torch.rand(8, 3, 32, 32)
+    assert not torch.equal(made.teacher.features(whole).cls, made.teacher.features(whole).cls)
+    made.eval()
+    assert torch.equal(made.teacher.features(whole).cls, made.teacher.features(whole).cls)
+    assert torch.equal(*(learner("smoke/dino", arch="convnext_mini", drop_path=0.5).teacher.features(whole).cls for _ in range(2)))
+
+
+def test_batch_norms_of_student_and_teacher_are_synchronised():
+    made = learner("smoke/dino", arch="resnet_mini")
+    for network in (made.student, made.teacher):
+        norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+
+
+def test_positions_of_local_crops_are_interpolated_as_the_recipe_says():
+    plain, released = (learner("smoke/dino", released_positions=value) for value in (False, True))
+    assert (plain.student.released_positions, plain.teacher.released_positions) == (False, False)
+    assert (released.student.released_positions, released.teacher.released_positions) == (True, True)
+    local, whole = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 32, 32)
+    assert torch.equal(plain.student.features(whole).cls, released.student.features(whole).cls)
+    assert not torch.equal(plain.student.features(local).cls, released.student.features(local).cls)
+
+
+def _ratios_of_one(rank, folder, share):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    made = learner(masking="attmask_high", mask_probability=1.0, share_ratio=share, mask_ratio=[0.1, 0.9])
+    target = made.teacher.features(torch.rand(4, 3, 32, 32, generator=seeded(rank)))
+    torch.save([made.draw_masks(target, seeded(step * 2 + rank)).sum(1).tolist() for step in range(8)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_all_processes_have_one_ratio(tmp_path, share):
+    mp.start_processes(_ratios_of_one, (str(tmp_path), share), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (first == second) is share and len({tuple(counts) for counts in first}) > 2
+    assert all(len(set(counts)) == 1 for counts in first) is share
+
+
+# ---- 16 bits ----------------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_of_float32_under_autocast():
+    made, seen = learner(mask_probability=1.0), []
+    made.teacher_head.last_layer.register_forward_hook(lambda layer, given, logits: seen.append((given[0], logits)))
+    before = {name: center.clone() for name, center in made.loss.named_buffers()}
+    with torch.autocast("cpu", torch.bfloat16):
+        step_of(made)
+    assert len(seen) == 3  # class tokens, masked patches, and the mean over all patches
+    layer = made.teacher_head.last_layer
+    for vectors, logits in list(seen):
+        assert vectors.dtype == logits.dtype == torch.float32
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]), rtol=0, atol=1e-5 if vectors.shape[0] > 1 else 1)
+        torch.testing.assert_close(logits, layer(vectors), rtol=0, atol=1e-6)
+    means = {"center": seen[0][1].mean(0), "patch_center": seen[2][1][0]}
+    for name, mean in means.items():
+        torch.testing.assert_close(dict(made.loss.named_buffers())[name], 0.9 * before[name] + 0.1 * mean, rtol=1e-5, atol=1e-7)
+
+
+def test_centers_of_16_bit_logits_are_means_in_float32():
+    logits = torch.randn(2, 64, 24, generator=seeded()).bfloat16()
+    student, patches, masks = torch.randn(3, 64, 24), torch.randn(2, 64, 5, 24, generator=seeded()).bfloat16(), torch.ones(2, 64, 5).bool()
+    dino, ibot = DINOLoss(24), IBOTLoss(24)
+    dino(student, logits, 0.04)
+    ibot(student, patches.float(), logits, patches, masks, 0.04, 0.04)
+    expected = 0.1 * logits.float().flatten(0, 1).mean(0)
+    torch.testing.assert_close(dino.center, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(ibot.center, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(ibot.patch_center, 0.1 * patches.float().flatten(0, 2).mean(0), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("gamma", [None, 1.25])
+def test_simpools_attention_is_of_float32_under_autocast(gamma):
+    torch.manual_seed(0)
+    pooling, tokens = SimPool(64, gamma=gamma), 3 * torch.randn(2, 50, 64)
+    for layer in (pooling.wq, pooling.wk):
+        torch.nn.init.normal_(layer.weight)  # scores of about ten, of which eight bits would keep one digit
+    expected = pooling(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rough = pooling(tokens), pooling(tokens.bfloat16())
+    assert torch.equal(found.attention, expected.attention) and torch.equal(found.vector, expected.vector)
+    exact = pooling(tokens.bfloat16().float())
+    assert rough.vector.dtype == torch.bfloat16 and rough.attention.dtype == torch.float32
+    assert torch.equal(rough.attention, exact.attention) and torch.equal(rough.vector, exact.vector.bfloat16())
+
+
+def test_the_class_tokens_attention_is_of_float32_under_autocast():
+    torch.manual_seed(0)
+    network, seen = create_model("vit_nano", img_size=32).eval(), []
+    network.blocks[-1].attn.qkv.register_forward_hook(lambda layer, given, output: seen.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        attention = network.features(torch.rand(2, 3, 32, 32)).attention
+    q, k, _ = seen[0].float().unflatten(2, (3, 4, 32)).permute(2, 0, 3, 1, 4)
+    assert seen[0].dtype == torch.bfloat16 and attention.dtype == torch.float32
+    torch.testing.assert_close(attention, (q[:, :, :1] @ k.mT / 32**0.5).softmax(-1)[:, :, 0, 1:], rtol=1e-5, atol=1e-7)

@@ -9,6 +9,7 @@ from lib.data.bank import bank
 from lib.evaluation import knn
 from lib.evaluation.features import pooled_features
 from lib.evaluation.knn import evaluate_knn, few_example_accuracy, knn_predict
+from lib.measure import create_evaluation
 from lib.models import create_model
 
 
@@ -205,6 +206,28 @@ def test_few_examples_take_five_draws():
     assert 50 < few_example_accuracy(x, y, x, y, examples=2, k=20, num_classes=4) <= 100
     with pytest.raises(ValueError, match="^examples: got 3 .* accepts at most 2"):
         few_example_accuracy(x, y, x, y, examples=3, k=20, num_classes=4)
+
+
+def test_few_examples_from_places_that_lie_a_step_apart(monkeypatch):
+    x, y = blobs(per_class=12, classes=3)
+    x, seen = torch.cat([x, torch.arange(len(x))[:, None].float()], 1), []
+    monkeypatch.setattr(knn, "knn_accuracy", lambda train_x, train_y, *rest, **options: seen.append(train_x[:, -1].long()) or 0.0)
+    few_example_accuracy(x, y, x, y, examples=3, step=2, draws=4, k=1, num_classes=3)
+    of_class = [(y == c).nonzero().flatten() for c in range(3)]
+    assert [rows.tolist() for rows in seen] == [torch.cat([rows[s : s + 3] for rows in of_class]).tolist() for s in (0, 2, 4, 6)]
+    with pytest.raises(ValueError, match="^step: got 3 for 3 examples and 5 draws, 15 images; the smallest class has 12"):
+        few_example_accuracy(x, y, x, y, examples=3, step=3, k=1, num_classes=3)
+
+
+def test_few_examples_have_the_steps_of_the_settings(monkeypatch):
+    x, y = blobs(per_class=41, classes=2)
+    steps = []
+    monkeypatch.setattr(knn, "few_example_accuracy", lambda *data, examples, step, **options: steps.append((examples, step)) or 0.0)
+    figures = evaluate_knn((x, y), (x, y), neighbours=[1], num_classes=2, few=True, steps=[5, 5, 7, 20])
+    assert steps == [(1, 5), (5, 5), (10, 7)] and set(figures) == {"knn", "knn_1", "knn_nu1", "knn_nu5", "knn_nu10"}
+    for wrong in ([5], [5, 5, 0, 20]):
+        with pytest.raises(ValueError, match="steps: got"):
+            create_evaluation("knn", "smoke", steps=wrong)
 
 
 def test_few_examples_of_an_absent_class_are_refused():

@@ -18,7 +18,7 @@ FLOORS = [
     ["keep"],
     ["train"],
     ["measure", "batch", "show"],
-    ["evidence"],
+    ["evidence", "authors"],
 ]
 LONGEST = 60  # lines of a function beside its docstring
 LIB = paths.ROOT / "lib"

@@ -3,24 +3,30 @@
 import copy
 import importlib
 import math
+import random
 import shutil
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.distributed_sampler import RepeatAugSampler
 from torchvision.transforms import v2
 
 from lib import recipes
 from lib.data import Bank, bank
-from lib.data.views import View, center_view, make_views
+from lib.data.views import View, center_view, denormalise, make_views, normalise
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.log import read_log
 from lib.engine.loop import train
 from lib.engine.seeds import seed_step
 from lib.evaluation.features import accuracy, features_and_logits, pooled_features
+from lib.evaluation.finetuned import starting_from
 from lib.learning.supervised import Supervised, SupervisedConfig, erase
-from lib.models import create_model
+from lib.models import create_model, network_of
 from lib.pooling import pooling_names
 from lib.train import build, configure, find_run, load_encoder, main, run, untrained_encoder
 
@@ -359,6 +365,96 @@ def test_images_of_a_batch_have_operations_of_their_own():
     images = photos(1).images.expand(16, -1, -1, -1)
     pixels = seen_by(made.student, lambda: made(images, torch.full((16, 2), 32), torch.zeros(16).long(), 0, seed_step(0, 0)))[0]
     assert len({tuple(image.flatten().tolist()) for image in pixels}) > 5
+
+
+# ---- the papers' recipes ----------------------------------------------------------------------------------------------
+
+
+def test_timms_policy_changes_crops_as_timm_does():
+    made, data = learner(auto_augment="rand-m9-mstd0.5-inc1", jitter=0.0, mean=[0.5] * 3, std=[0.5] * 3), photos()
+    pixels = seen_by(made.student, lambda: made(data.images, data.sizes, data.labels, 0, seeded()))[0]
+    generator = seeded()
+    crops = make_views(data.images, [literal_view(made.config)], sizes=data.sizes, generator=generator)[0]
+    options = dict(translate_const=int(0.45 * 16), img_mean=(128, 128, 128), interpolation=Image.Resampling.BICUBIC)
+    policy = rand_augment_transform("rand-m9-mstd0.5-inc1", options)
+    seed = int(torch.randint(2**32, (), generator=generator))
+    random.seed(seed)
+    np.random.seed(seed)
+    pictures = [v2.functional.to_pil_image((255 * denormalise(crop)).round().byte()) for crop in crops]
+    expected = torch.stack([normalise(v2.functional.pil_to_tensor(policy(picture)).float() / 255) for picture in pictures])
+    assert torch.equal(pixels, expected)
+    changed = (pixels - crops).abs().amax((1, 2, 3)) > 0.01
+    assert 2 <= changed.sum() <= 8
+    assert not torch.equal(pixels, seen_by(made.student, lambda: made(data.images, data.sizes, data.labels, 0, seeded(6)))[0])
+
+
+def test_splits_with_timms_policy_are_of_one_crop():
+    made, data = learner(auto_augment="rand-m9", splits=3, jitter=0.0), photos()
+    made.policy = lambda image: Image.eval(image, lambda value: 255 - value)
+    pixels = seen_by(made.student, lambda: made(data.images, data.sizes, data.labels, 0, seeded()))[0].unflatten(0, (3, 8))
+    crops = make_views(data.images, [literal_view(made.config)], sizes=data.sizes, generator=seeded())[0]
+    assert torch.equal(pixels[0], crops) and torch.equal(pixels[1], pixels[2])
+    torch.testing.assert_close(denormalise(pixels[1]), 1 - denormalise(crops), rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_repeated_augmentation_shows_images_several_times():
+    made, data = learner(repeats=3), photos()
+    pixels, logits, found = seen_by(made.student, lambda: made(data.images, data.sizes, data.labels, 0, seeded()))
+    rows = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    expected = make_views(data.images[rows], [literal_view(made.config)], sizes=data.sizes[rows], generator=seeded())[0]
+    assert torch.equal(pixels, expected) and not torch.equal(pixels[0], pixels[1])
+    torch.testing.assert_close(found["loss"], literal_cross_entropy(logits, data.labels[rows], made.config.smoothing))
+    # An epoch then sees as many images as with timm's sampler: 24 images in batches of 8, on 4 processes.
+    seen = [i for rank in range(4) for i in RepeatAugSampler(range(24), num_replicas=4, rank=rank, selected_round=0)]
+    assert len(set(seen)) == 24 // 3 and len(seen) == 24
+
+
+def test_dropout_of_tokens_is_where_timms_earlier_versions_had_it():
+    student = learner(token_dropout=0.3).student
+    places = {name for name, module in student.named_modules() if isinstance(module, torch.nn.Dropout) and module.p == 0.3}
+    assert places == {"pos_drop"} | {f"blocks.{i}.{name}" for i in range(4) for name in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")}
+    with pytest.raises(ValueError, match="token_dropout: got 0.3 for resnet_mini, convolutional networks accept 0"):
+        learner(token_dropout=0.3, arch="resnet_mini")
+
+
+def test_split_norms_evaluate_with_the_first_split():
+    made, data = learner(arch="resnet_mini", splits=2, split_norm=True, randaugment=9), photos()
+    pixels = seen_by(made.student, lambda: made(data.images, data.sizes, data.labels, 0, seeded()))[0]
+    norm, maps = made.student.bn1, made.student.conv1(pixels)
+    torch.testing.assert_close(norm.running_mean, 0.1 * maps[:8].mean((0, 2, 3)))
+    torch.testing.assert_close(norm.aux_bn[0].running_mean, 0.1 * maps[8:].mean((0, 2, 3)))
+    again = network_of(vars(made.config))  # as the encoder of the finished run is made
+    again.load_state_dict(made.encoder.state_dict())
+    assert torch.equal(again.eval()(pixels), made.student.eval()(pixels))
+    tuned = starting_from(again, seed=0, num_classes=3, split_norm=0)  # and the start of a fine-tuning
+    assert not any("aux_bn" in name for name in tuned.state_dict())
+    assert torch.equal(tuned.eval().features(pixels).cls, again.features(pixels).cls)
+
+
+@pytest.mark.parametrize("arch", ["vit_nano", "resnet_mini"])
+def test_networks_have_statistics_of_their_own(arch):
+    torch.manual_seed(0)
+    plain, own = (create_model(arch, img_size=16, **options).eval() for options in ({}, dict(mean=[0.5] * 3, std=[0.25] * 3)))
+    own.load_state_dict(plain.state_dict())
+    pixels = torch.rand(2, 3, 16, 16)
+    for name in ("features", "keys"):
+        found, expected = (
+            getattr(network, name)(views)[0] for network, views in ((own, normalise(pixels)), (plain, (pixels - 0.5) / 0.25))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="std: got"):
+        create_model(arch, mean=[0.5], std=[0.5] * 3)
+
+
+def test_noise_is_normal_in_the_networks_own_statistics():
+    views, statistics = torch.zeros(50, 3, 16, 16), dict(mean=[0.5] * 3, std=[0.5] * 3)
+    noise = erase(views, 1.0, seeded())
+    own = erase(views, 1.0, seeded(), **statistics)
+    box = noise != 0
+    pixels = own * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    torch.testing.assert_close((2 * pixels - 1)[box], noise[box], rtol=1e-4, atol=1e-4)
+    made = learner(erasing=1.0, **statistics)
+    assert (made.mean, made.std) == ([0.5] * 3, [0.5] * 3)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -27,13 +27,14 @@ def fingerprint(table: pa.Table) -> str:
     content = hashlib.sha256()
     for name in sorted(set(table.column_names) - set(PICTURES) - NAMES):
         content.update(json.dumps([name, table[name].to_pylist()]).encode())
+    known = [_known(picture) for picture in _pictures(table)]
     location = hashlib.sha256(content.digest())
-    for picture in _pictures(table):
-        location.update(_hash(picture, content=False))
+    for mark, _ in known:
+        location.update(mark)
     file = paths.runs_folder() / "fingerprints" / location.hexdigest()[:32]
-    if file.is_file() and len(text := file.read_text()) == 16:
+    if file.is_file() and len(text := file.read_text(encoding="utf-8")) == 16:
         return text
-    for [digest] in read_ahead(partial(_hash, content=True), ([picture] for picture in _pictures(table)), ahead=AHEAD):
+    for [digest] in read_ahead(_digest, ([picture] for picture in known), ahead=AHEAD):
         content.update(digest)
     result = content.hexdigest()[:16]
     files.write_text(file, result)
@@ -45,15 +46,27 @@ def _pictures(table: pa.Table) -> Iterator[dict]:
     return (encoded(table, row, name) for name in PICTURES if name in table.column_names for row in range(len(table)))
 
 
-def _hash(picture: dict, *, content: bool) -> bytes:
-    """The SHA-256 of a picture's encoded bytes. Where they are in a file, ``content=False`` gives its path, size and time instead."""
+def _known(picture: dict) -> tuple[bytes, dict | None]:
+    """The SHA-256 of bytes in the table; of a file, its path, size and time, and the picture, whose bytes are not read yet."""
     if picture["bytes"]:
-        return hashlib.sha256(picture["bytes"]).digest()
+        return hashlib.sha256(picture["bytes"]).digest(), None
+    with _readable(picture):
+        stat = os.stat(picture["path"] or "")
+        return f"{picture['path']}:{stat.st_size}:{stat.st_mtime_ns};".encode(), picture
+
+
+def _digest(known: tuple[bytes, dict | None]) -> bytes:
+    """The SHA-256 of a picture's encoded bytes."""
+    mark, picture = known
+    if picture is None:
+        return mark
+    with _readable(picture), open(picture["path"], "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+@contextmanager
+def _readable(picture: dict) -> Iterator[None]:
     try:
-        if not content:
-            stat = os.stat(picture["path"])
-            return f"{picture['path']}:{stat.st_size}:{stat.st_mtime_ns};".encode()
-        with open(picture["path"], "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
+        yield
     except OSError as error:
         raise ValueError(f"{name_of(picture)}: listed but not readable ({error})") from error

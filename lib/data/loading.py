@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lib import paths
 from lib.data import layouts, photographs, scenes
+from lib.data.reading import name_of
 from lib.data.sources import note
+from lib.files import parse_yaml
 
 if TYPE_CHECKING:
     import datasets
@@ -36,6 +38,7 @@ class Card:
     hub_splits: dict[str, str] = field(default_factory=dict)  # split -> its name on the Hub
     hub_options: dict[str, str] = field(default_factory=dict)  # further arguments of datasets.load_dataset
     columns: dict[str, list[str]] = field(default_factory=dict)  # our name of a column -> possible names in the source
+    one_object: bool = False  # whether masks show one object each, of any grey
     images_per_class: int = 0  # of the full training split, at most; 0 where a fraction counts all images, not those of each class
 
 
@@ -50,21 +53,22 @@ def card(name: str) -> Card:
     if not file.is_file():
         raise ValueError(f"name: got {name!r}, accepts {', '.join(card_names())}")
     try:
-        front = yaml.safe_load(file.read_text(encoding="utf-8").split("---\n")[1])
+        front = parse_yaml(file.read_text(encoding="utf-8").split("---\n")[1])
         info, ours = front["dataset_info"], front["companion"]
-        label = next((f["dtype"] for f in info["features"] if f["name"] == "label"), None)  # None without classes
-        optional = ("local_splits", "hub_splits", "hub_options", "columns", "images_per_class")
+        kinds = {f["name"]: f.get("dtype", f.get("list")) for f in info["features"]}
+        classes = next((kinds[name]["class_label"]["names"] for name in ("label", "classes") if isinstance(kinds.get(name), dict)), {})
+        optional = ("local_splits", "hub_splits", "hub_options", "columns", "one_object", "images_per_class")
         return Card(
             name=name,
             hub=ours["hub"],
             folders=ours["folders"],
             layout=tuple(ours["layout"]),
             splits={s["name"]: s["num_examples"] for s in info["splits"]},
-            class_names=list(label["class_label"]["names"].values()) if isinstance(label, dict) else [],
+            class_names=[str(classes[number]) for number in sorted(classes, key=int)],
             licence=front["license_name"] if front["license"] == "other" else front["license"],
             **{key: ours[key] for key in optional if key in ours},
         )
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, IndexError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: front matter is incomplete or damaged ({error!r})") from error
 
 
@@ -87,6 +91,7 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
     features, class_names = datasets.Features.from_arrow_schema(table.schema), card(name).class_names
     types = {"image": datasets.Image(), "mask": datasets.Image(), "filename": datasets.Value("string")}
     types["label"] = datasets.ClassLabel(names=class_names) if class_names else datasets.Value("int64")
+    types["classes"] = datasets.List(types["label"])
     types["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
     features.update({column: kind for column, kind in types.items() if column in features})
     return datasets.Dataset(table).cast(features)
@@ -105,20 +110,37 @@ def _read(name: str, split: str, root: str | Path | None) -> pa.Table:
     if name in EMBEDDED:
         return EMBEDDED[name](split, the_card.splits[split])
     folder = find_folder(name, root)
-    if folder is not None:
-        for layout in the_card.layout:
-            table = layouts.LAYOUTS[layout](folder, the_card.local_splits.get(split, split), the_card.columns, the_card.class_names)
-            if table is not None:
-                return table
-        raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(the_card.layout)}")
-    return _from_hub(the_card, split)
+    if folder is None:
+        return _agreeing(_from_hub(the_card, split), the_card, split, str(the_card.hub))
+    for layout in the_card.layout:
+        table = layouts.LAYOUTS[layout](folder, the_card.local_splits.get(split, split), the_card.columns, the_card.class_names)
+        if table is not None:
+            return _agreeing(table, the_card, split, str(folder))
+    raise ValueError(f"{folder}: holds no split {split!r} in the layouts {', '.join(the_card.layout)}")
+
+
+def _agreeing(table: pa.Table, the_card: Card, split: str, source: str) -> pa.Table:
+    """A table that agrees with its card; its masks know whether they show one object."""
+    if len(table) > the_card.splits[split]:
+        raise ValueError(f"{source}: holds {len(table)} images of {split}, accepts at most {the_card.splits[split]}, which its card lists")
+    labels = table["label"].to_pylist() if "label" in table.column_names else []
+    classes = len(the_card.class_names) or max(labels, default=0) + 1
+    for row, label in enumerate(labels):
+        if not 0 <= label < classes:
+            picture = name_of({"path": table["filename"][row].as_py(), "row": row})
+            raise ValueError(f"{source}: {picture}: has the label {label}, accepts 0 to {classes - 1}")
+    if the_card.one_object and "mask" in table.column_names:
+        place = table.column_names.index("mask")
+        return table.set_column(place, table.field(place).with_metadata({"one_object": "yes"}), table.column(place))
+    return table
 
 
 def read_part(name: str, split: str, fraction: float, *, root: str | Path | None = None) -> pa.Table:
     """A part of a training split; other splits are always whole.
 
-    The part is the first ``int(fraction * images_per_class)`` images of every class in sorted order, where ``images_per_class`` is that of
-    the full dataset (AttMask: 20% of ImageNet-1k is the first 260 of each class). In datasets without it, the part is the first images of all.
+    The part is the first ``int(fraction * images_per_class)`` images of every class by the string order of file names, where
+    ``images_per_class`` is that of the full dataset (AttMask: 20% of ImageNet-1k is the first 260 of each class). They are the first of those
+    that the local folder holds. In datasets without it, the part is the first images of all.
 
     Raises:
         ValueError: as in ``read_table``, or a fraction that is not in (0, 1], holds no image, or is more than the local folder holds.
@@ -158,7 +180,7 @@ def find_folder(name: str, root: str | Path | None = None) -> Path | None:
     Raises:
         ValueError: neither the root nor the Hub has the dataset.
     """
-    base = Path(root) if root is not None else paths.data_folder()
+    base = Path(root).expanduser() if root is not None else paths.data_folder()
     if base is None:
         return None
     for folder in card(name).folders:
@@ -179,4 +201,5 @@ def _from_hub(the_card: Card, split: str) -> pa.Table:
     except Exception as error:
         local, cause = f"not under $COMPANION_DATA (folders {', '.join(the_card.folders)})", f"{type(error).__name__}: {error}"
         raise ValueError(f"{the_card.name}: {local}, and the Hub's {the_card.hub} cannot be read ({cause})") from error
-    return layouts.with_our_columns(dataset.with_format("arrow")[:], the_card.columns, the_card.hub)  # images stay encoded
+    table = dataset.with_format("arrow")[:].replace_schema_metadata(dataset.features.arrow_schema.metadata)  # images stay encoded
+    return layouts.with_our_columns(table, the_card.columns, the_card.hub, the_card.class_names)

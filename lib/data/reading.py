@@ -2,6 +2,9 @@
 
 An encoded picture is a dict with ``bytes`` or a ``path``, as the Hub stores images, and optionally ``row``, its row in the table. Every error
 names the file and the row.
+
+Pixels, sizes, boxes and masks are of the image as it is stored. The orientation in EXIF data turns nothing, as in Pillow and torchvision, with
+which the papers' networks were trained; annotations of a turned image are refused where its annotated size shows that they are turned.
 """
 
 import io
@@ -27,7 +30,9 @@ R = TypeVar("R")
 
 # The errors of Pillow and the file system for a picture that is missing or damaged.
 ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError, Image.DecompressionBombError)
-MASK_MODES = ("P", "L", "1", "I", "I;16")  # palettes and greys
+MASK_MODES = ("P", "L", "LA", "1", "I", "I;16")  # palettes and greys; alpha does not count
+VOID = 255  # value of pixels that do not count, beside the numbers of objects or classes
+MOST = 100  # objects in a mask; larger values are greys
 AHEAD = 8  # pictures read in advance, one at a time
 CHECKED = 32  # pixels a side at least, at which an image is decoded to check it
 
@@ -40,8 +45,9 @@ class Damage(UserWarning):
 
 
 def encoded(table: pa.Table, row: int, column: str = "image") -> dict:
-    """The encoded picture of a row of a table (see ``lib.data.layouts``)."""
-    return table[column][row].as_py() | {"row": row}
+    """The encoded picture of a row of a table (see ``lib.data.layouts``); ``one_object`` is there where the set's card says so of its masks."""
+    picture = table[column][row].as_py() or {"bytes": None, "path": None}
+    return picture | {"row": row} | dict.fromkeys(["one_object"] if table.schema.field(column).metadata else [], True)
 
 
 def name_of(picture: dict) -> str:
@@ -51,17 +57,35 @@ def name_of(picture: dict) -> str:
 
 
 @contextmanager
-def opened(picture: dict, side: int | None = None) -> Iterator[Image.Image]:
-    """``Image.open`` with errors that name the file and the row; with ``side``, a JPEG is decoded smaller, but to ``side`` pixels at least."""
+def opened(picture: dict, side: int | None = None, *, load: bool = True) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """``Image.open`` with errors that name the file and the row, and the (height, width) of the stored image. With ``side``, a JPEG is
+    decoded smaller, but to ``side`` pixels at least; without ``load``, nothing but its header is read.
+    """
     try:
         image = Image.open(picture["path"] if picture["path"] and not picture["bytes"] else io.BytesIO(picture["bytes"] or b""))
+        size = (image.height, image.width)
         if side is not None:
             image.draft(None, (side, side))
-        image.load()
+        if load:
+            image.load()
     except ERRORS as error:
         raise ValueError(f"{name_of(picture)}: damaged or not an image ({error})") from error
     with closing(image):
-        yield image
+        yield image, size
+
+
+def in_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An opened image in RGB; 16 bits a pixel are scaled to 8.
+
+    Raises:
+        ValueError: other numbers than of 8 or 16 bits.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{name}: has pixels of the type {image.mode}, accepts 8 or 16 bits")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_image(picture: dict, box: list[float] | None = None) -> Image.Image:
@@ -70,8 +94,8 @@ def read_image(picture: dict, box: list[float] | None = None) -> Image.Image:
     Raises:
         ValueError: a file that is missing or damaged, or a box without any pixel of the image; the file is named.
     """
-    with opened(picture) as original:
-        image = original.convert("RGB")
+    with opened(picture) as (original, _):
+        image = in_rgb(original, name_of(picture))
     if box is None:
         return image
     x0, y0, x1, y1 = map(round, box)
@@ -82,30 +106,56 @@ def read_image(picture: dict, box: list[float] | None = None) -> Image.Image:
 
 
 def read_mask(picture: dict, size: tuple[int, int] | None = None) -> Tensor:
-    """A mask image as Long[H, W]: the indices of a palette image, the values of others. ``size`` is (height, width) of its image.
+    """A mask image as Long[H, W]: the indices of a palette of colours, the values of greys. ``size`` is (height, width) of its image.
 
     Raises:
         ValueError: a file that is missing or damaged, has colours, or is not of its image's size; the file is named.
     """
-    with opened(picture) as image:
+    with opened(picture) as (image, _):
         if image.mode not in MASK_MODES:
             raise ValueError(f"{name_of(picture)}: has colours ({image.mode}), accepts a palette or grey image")
+        palette = np.array(image.getpalette() or [0] * 3).reshape(-1, 3)
+        if image.mode == "LA" or (image.mode == "P" and (palette == palette[:, :1]).all()):
+            image = image.convert("L")
         values = np.array(image)
     if size is not None and values.shape != tuple(size):
         raise ValueError(f"{name_of(picture)}: got a mask of {values.shape}, accepts {tuple(size)}, its image's size")
     return torch.from_numpy(values.astype(np.int64))
 
 
+def read_objects(picture: dict, size: tuple[int, int] | None = None, *, count: int | None = None) -> Tensor:
+    """The numbers of the objects in a mask image, Long[H, W]: 0 is background and -1 void, which is 255 beside other numbers.
+
+    A mask of greys where one object is expected (``count`` is 1, or the set's card says ``one_object``) is cut at half of its highest grey,
+    which soft edges need.
+
+    Args:
+        picture, size: as of ``read_mask``.
+        count: how many objects are known; None is any number. A single one has the number 1, whatever its grey.
+
+    Raises:
+        ValueError: as of ``read_mask``; greys where numbers are expected, or a number above ``count``.
+    """
+    values = read_mask(picture, size)
+    found = values.unique()
+    highest, numbers = int(found[-1]), found[(found > 0) & (found != VOID)]
+    numbered = len(numbers) > 0 and int(numbers[-1]) == len(numbers)  # 1, 2, …
+    if highest > MOST and not numbered and (count == 1 or picture.get("one_object")):
+        return torch.where(2 * values > highest, 1 if count == 1 else highest, 0)
+    if len(numbers) > MOST or (highest == VOID and len(numbers) and numbers[-1] > MOST):
+        soft = f"holds {len(numbers)} values up to {int(numbers[-1])} besides 0 and {VOID}, as soft edges have"
+        raise ValueError(f"{name_of(picture)}: {soft}; accepts the numbers of at most {MOST} objects")
+    if len(numbers) or count is not None:
+        values = torch.where(values == VOID, -1, values)
+    if count is not None and values.max() > count:
+        raise ValueError(f"{name_of(picture)}: holds an object {int(values.max())}, accepts the numbers of {count} objects from 1")
+    return values
+
+
 def read_canvas(picture: dict, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """An encoded image squeezed to a square, uint8[size, size, 3], and its original (height, width)."""
-    try:
-        with Image.open(io.BytesIO(picture["bytes"]) if picture["bytes"] else picture["path"]) as image:
-            width, height = image.size
-            if min(width, height) > 2 * size:
-                image.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)), (height, width)
-    except ERRORS as error:
-        raise ValueError(f"{name_of(picture)}: damaged or not an image ({error})") from error
+    with opened(picture, side=2 * size) as (image, original):
+        return np.asarray(in_rgb(image, name_of(picture)).resize((size, size), Image.Resampling.BICUBIC)), original
 
 
 def fitted(size: tuple[int, int], *, shortest: int | None = None, longest: int | None = None, multiple: int = 1) -> tuple[int, int]:

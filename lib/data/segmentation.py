@@ -13,10 +13,9 @@ from torch import Tensor
 from lib.data.dataset import Dataset
 from lib.data.fingerprint import fingerprint
 from lib.data.loading import read_part, read_table
-from lib.data.reading import encoded, fitted, name_of, read_ahead, read_fitted, read_intact, read_mask
+from lib.data.reading import VOID, encoded, fitted, name_of, read_ahead, read_fitted, read_intact, read_mask, read_objects
 
 AHEAD = 2  # batches read in advance
-VOID = 255  # label of pixels that do not count
 
 
 class Instances(NamedTuple):
@@ -78,18 +77,44 @@ class InstanceDataset(AnnotatedDataset):
     columns = (("boxes",), ("classes",), ("polygons", "mask"))
 
     def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
-        boxes = torch.tensor(self.table["boxes"][row].as_py(), dtype=torch.float32).view(-1, 4)
+        boxes, classes = self._of("boxes", row), self._of("classes", row)
         if "polygons" in self.table.column_names:
-            objects = [_filled(outline, size) for outline in self.table["polygons"][row].as_py()]
-        else:
-            numbers = read_mask(encoded(self.table, row, "mask"), size)
+            outlines = self._of("polygons", row)
+            objects = [_filled(*outline, size) for outline in zip(outlines, self._of("rles", row) or [""] * len(outlines))]
+        elif boxes:
+            numbers = read_objects(encoded(self.table, row, "mask"), size, count=len(boxes))
             objects = [numbers == number for number in range(1, len(boxes) + 1)]
+        else:
+            objects = []
+        return self._instances(boxes, classes, objects, size, input_size)
+
+    def outlined(self, row: int) -> Tensor:
+        """Whether each object has an outline or a mask, Bool[n]. One without has a box alone, and its mask is empty."""
+        if "polygons" not in self.table.column_names:
+            return torch.ones(len(self._of("boxes", row)), dtype=torch.bool)
+        outlines = self._of("polygons", row)
+        return torch.tensor([bool(outline or rle) for outline, rle in zip(outlines, self._of("rles", row) or [""] * len(outlines))]).bool()
+
+    def crowds(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Instances:
+        """The crowds of an image, regions in which detections count neither as right nor as wrong. Arguments as of ``target``."""
+        crowds = self._of("crowds", row)
+        boxes = [crowd["box"] for crowd in crowds]
+        outlines = [([], crowd["rle"]) if crowd["rle"] else ([_corners(crowd["box"])], "") for crowd in crowds]
+        objects = [_filled(*outline, size) for outline in outlines]
+        return self._instances(boxes, [crowd["class"] for crowd in crowds], objects, size, input_size)
+
+    def _of(self, column: str, row: int) -> list:
+        return self.table[column][row].as_py() if column in self.table.column_names else []
+
+    def _instances(
+        self, boxes: list, classes: list, objects: list[Tensor], size: tuple[int, int], input_size: tuple[int, int]
+    ) -> Instances:
+        """``Instances`` of objects Bool[H, W] of an image of ``size``, resized with it to ``input_size``."""
         masks = torch.zeros(0, *input_size)
         if objects:
             masks = F.interpolate(torch.stack(objects)[None].float(), input_size, mode="nearest-exact")[0]
-        scale = boxes.new_tensor([input_size[1] / size[1], input_size[0] / size[0]]).repeat(2)
-        classes = torch.tensor(self.table["classes"][row].as_py(), dtype=torch.int64)
-        parts = boxes * scale, classes, masks.bool()
+        scale = torch.tensor([input_size[1] / size[1], input_size[0] / size[0]]).repeat(2)
+        parts = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * scale, torch.tensor(classes, dtype=torch.int64), masks.bool()
         return Instances(*(part.to(self.device) for part in parts))
 
 
@@ -108,10 +133,12 @@ class SemanticDataset(AnnotatedDataset):
 
     def target(self, row: int, size: tuple[int, int], input_size: tuple[int, int]) -> Tensor:
         picture, void = encoded(self.table, row, "mask"), self.void
-        values = read_mask(picture, size)
-        if "classes" in self.table.column_names:  # numbers beyond the last object have no class
+        if "classes" in self.table.column_names:
             classes = self.table["classes"][row].as_py()
-            values, void = torch.tensor([0, *(label + 1 for label in classes)] + [self.num_classes] * 255)[values], -1
+            values, void = read_objects(picture, size, count=len(classes)), VOID
+            values = torch.tensor([0, *(label + 1 for label in classes), VOID])[values]  # the void -1 is the last one
+        else:
+            values = read_mask(picture, size)
         labels = values - ((values > void) & (void >= 0)).long()
         invalid = values[(values != void) & (labels >= self.num_classes)]
         if len(invalid):
@@ -120,11 +147,17 @@ class SemanticDataset(AnnotatedDataset):
         return torch.where(values == void, VOID, labels).to(self.device)
 
 
-def _filled(polygons: list[list[float]], size: tuple[int, int]) -> Tensor:
-    """Bool[H, W]: the pixels inside any of the polygons x, y, x, y, …, by the rule of COCO's own tools."""
+def _corners(box: list[float]) -> list[float]:
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def _filled(polygons: list[list[float]], rle: str, size: tuple[int, int]) -> Tensor:
+    """Bool[H, W]: the pixels of a run-length encoding, or inside any of the polygons x, y, x, y, …, by the rule of COCO's own tools."""
     from faster_coco_eval.core import mask
 
     outlines = [polygon for polygon in polygons if len(polygon) >= 6]
-    if not outlines:
+    if not rle and not outlines:
         return torch.zeros(size, dtype=torch.bool)
-    return torch.from_numpy(mask.decode(mask.merge(mask.frPyObjects(outlines, *size)))).bool()
+    encoding = {"size": list(size), "counts": rle.encode()} if rle else mask.merge(mask.frPyObjects(outlines, *size))
+    return torch.from_numpy(mask.decode(encoding)).bool()

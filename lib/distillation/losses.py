@@ -72,7 +72,7 @@ class DINOLoss(CenteredLoss):
         """
         _check_views(student, teacher, self.center)
         loss = self.cross_entropy(student, teacher, teacher_temp)
-        self.update(self.center, teacher.flatten(0, 1).mean(0), self.center_momentum)
+        self.update(self.center, at_least_float32(teacher).flatten(0, 1).mean(0), self.center_momentum)
         return loss
 
 
@@ -135,7 +135,7 @@ class IBOTLoss(CenteredLoss):
             raise ValueError(f"student_patches: {got}, accepts two [2, {batch}, N, {width}]")
         if masks.dtype != torch.bool or masks.shape != shape[:3]:
             raise ValueError(f"masks: got {masks.dtype} of shape {tuple(masks.shape)}, accepts bool of shape {tuple(shape[:3])}")
-        teacher_mean = teacher_patches.flatten(0, 2).mean(0)
+        teacher_mean = at_least_float32(teacher_patches).flatten(0, 2).mean(0)
         masked = student_cls, student_patches[masks], teacher_cls, teacher_patches[masks], masks
         return self.of_masked(*masked, teacher_mean, teacher_temp, teacher_patch_temp)
 
@@ -165,7 +165,7 @@ class IBOTLoss(CenteredLoss):
         logits = at_least_float32(student_masked) / self.student_temp
         entropy = F.cross_entropy(logits, targets, reduction="none")  # [M]
         patch = (entropy / counts).sum() / (masks.shape[0] * masks.shape[1])
-        self.update(self.center, teacher_cls.flatten(0, 1).mean(0), self.center_momentum)
+        self.update(self.center, at_least_float32(teacher_cls).flatten(0, 1).mean(0), self.center_momentum)
         self.update(self.patch_center, teacher_patch_mean, self.patch_center_momentum)
         return {"cls": cls, "patch": patch, "total": cls + patch}
 

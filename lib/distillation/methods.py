@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from timm.layers import DropPath, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from lib import masking
 from lib.data.views import make_views, multi_crop_recipe
 from lib.distillation.losses import CENTERINGS, CenteredLoss, DINOLoss, IBOTLoss, at_least_float32, koleo
 from lib.learning.base import Learner, MethodConfig
+from lib.learning.optimizers import check_optimizer, make_optimizer
 from lib.models import Features, Model, ProjectionHead, RestorationDecoder, network_of
 from lib.models.heads import HEAD_NORMS
 from lib.schedules import cosine_schedule, linear_then_constant
@@ -25,7 +28,7 @@ class DistillationConfig(MethodConfig):
     masking: str  # a strategy in lib.masking.STRATEGIES; DINO also accepts none, its own
     mask_ratio: list[float]  # lower and upper bound of the ratio r
     mask_probability: float  # probability that a global crop is masked
-    share_ratio: bool  # one r per batch instead of one per crop
+    share_ratio: bool  # one r per batch, of all processes, instead of one per crop
     hint_pool: float = 0.1  # fraction of the tokens, the most attended ones, of which AttMask-Hint reveals some
     local_size: int  # pixels a side
     local_crops: int
@@ -47,6 +50,9 @@ class DistillationConfig(MethodConfig):
     blur: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # probability in the first and second global view, and in local ones
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])  # lower and upper bound, in pixels
     solarise: float = 0.2  # probability in the second global view
+    optimizer: str = "adamw"  # a name in lib.learning.optimizers.OPTIMIZERS
+    teacher_drop_path: float = 0.0  # probability, at the last block of the teacher, which DINO's code has for ConvNeXts
+    released_positions: bool = False  # interpolate positions, for local crops, like the released code, see lib.models.create_model
     guide: str = ""  # a kept network whose attention the masks follow in place of the teacher's, see lib.keep
 
     def __post_init__(self) -> None:
@@ -57,6 +63,7 @@ class DistillationConfig(MethodConfig):
         for name, accepted in (("centering", CENTERINGS), ("head_norm", HEAD_NORMS)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, accepts {', '.join(accepted)}")
+        check_optimizer(self.optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +101,10 @@ class Distillation(Learner, ABC):
             norm_last_layer=config.norm_last_layer,
             norm=config.head_norm,
         )
-        self.student = network_of(settings, mask_token=config.masking != "none", drop_path_rate=config.drop_path)
+        # As in DINO's code, batch norms take their statistics over all processes.
+        self.student = convert_sync_batchnorm(network_of(settings, mask_token=config.masking != "none", drop_path_rate=config.drop_path))
         self.student_head = ProjectionHead(self.student.embed_dim, config.out_dim, **head)
-        self.teacher = network_of(settings)
+        self.teacher = convert_sync_batchnorm(network_of(settings, drop_path_rate=config.teacher_drop_path))
         self.teacher.load_state_dict({k: v for k, v in self.student.state_dict().items() if k != "masked_embed"})
         self.teacher_head = copy.deepcopy(self.student_head)
         self.teacher.requires_grad_(False).eval()
@@ -135,7 +143,7 @@ class Distillation(Learner, ABC):
 
         with torch.no_grad():
             target = self.teacher.features(whole)
-            teacher_cls = self.teacher_head(target.cls).unflatten(0, (2, batch))
+            teacher_cls = self.teacher_head.precise(self.teacher_head.project(target.cls)).unflatten(0, (2, batch))
         masks = (
             None
             if self.config.masking == "none"
@@ -169,6 +177,8 @@ class Distillation(Learner, ABC):
                 )
             attention = target.attention.float().mean(1)
         low, high = config.mask_ratio
+        if config.share_ratio and dist.is_available() and dist.is_initialized():  # the first process's draw for all
+            low = high = _of_first_process(low + (high - low) * torch.rand((), generator=generator), target.patches.device)
         return masking.draw_masks(
             config.masking,
             len(target.patches),
@@ -180,6 +190,9 @@ class Distillation(Learner, ABC):
             hint_pool=config.hint_pool,
             generator=generator,
         ).to(target.patches.device)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return make_optimizer(self, self.config.optimizer)
 
     def before_update(self, step: int) -> None:
         """Do not train the last layer during the first epochs (DINO, appendix C)."""
@@ -196,14 +209,14 @@ class Distillation(Learner, ABC):
 
     def train(self, mode: bool = True) -> Self:
         """Only the student is in training mode. The teacher's batch norms are as well, as in DINO's code: they use the statistics of its
-        batches, and collect the running averages with which it is evaluated.
+        batches, and collect the running averages with which it is evaluated. So is its drop-path, where it has one.
         """
         super().train(mode)
         for network in (self.teacher, self.teacher_head, self.guide):
             if network is not None:
                 network.eval()
         for module in self.teacher.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, DropPath)):
                 module.train(mode)
         return self
 
@@ -266,10 +279,10 @@ class IBOT(Distillation, method="ibot"):
         with torch.no_grad():
             if self.loss.centering == "ema":
                 projected = self.teacher_head.project(target.patches)  # [2B, N, bottleneck]
-                teacher_masked = self.teacher_head.last_layer(projected[masks])
-                mean = self.teacher_head.last_layer(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)
+                teacher_masked = self.teacher_head.precise(projected[masks])
+                mean = self.teacher_head.precise(projected.mean((0, 1)).unsqueeze(0)).squeeze(0)
             else:
-                teacher_masked = self.teacher_head(target.patches[masks])
+                teacher_masked = self.teacher_head.precise(self.teacher_head.project(target.patches[masks]))
         return student_masked, teacher_masked, mean
 
     @torch.no_grad()
@@ -284,3 +297,10 @@ class IBOT(Distillation, method="ibot"):
         student_masked, teacher_masked, _ = self.masked_logits(self.student.features(images, masks), target, masks)
         targets = self.loss.targets(teacher_masked, self.loss.patch_center, self.temperatures[-1])
         return F.cross_entropy(at_least_float32(student_masked) / self.loss.student_temp, targets)
+
+
+def _of_first_process(value: Tensor, device: torch.device) -> float:
+    """A number, as the first process has it."""
+    value = value.to(device)
+    dist.broadcast(value, 0)
+    return value.item()

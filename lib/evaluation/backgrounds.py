@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lib.data.bank import Bank, Stream
 from lib.data.dataset import Dataset
-from lib.data.reading import encoded, read_mask
+from lib.data.reading import encoded, read_objects
 from lib.data.views import center_view, check_images
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import ProbeEvaluation
@@ -173,7 +173,7 @@ def known_objects(source: Stream, *, most: float = 0.9) -> tuple[Tensor, Tensor,
             box = torch.tensor(annotated[i], device=image.device) * source.size / torch.tensor([[width, height] * 2], device=image.device)
             if 0 < (box[0, 2:] - box[0, :2]).prod() <= most * source.size**2:
                 if masked:  # of the original's size, resized to the canvas
-                    mask = (read_mask(encoded(source.table, i, "mask")) > 0).float()
+                    mask = (read_objects(encoded(source.table, i, "mask"), (height, width), count=1) > 0).float()
                     mask = F.interpolate(mask[None, None], (source.size, source.size), mode="nearest-exact")[0].to(image.device) > 0
                 else:
                     mask = grabcut_masks(image[None], box)

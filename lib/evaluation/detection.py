@@ -1,10 +1,10 @@
 """Object detection and instance segmentation by fine-tuning: Mask R-CNN on a simple feature pyramid.
 
-Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT). The papers use a cascade of three heads and the maps of
-four blocks; here it is torchvision's Mask R-CNN (He et al., ICCV 2017) and ViTDet's pyramid.
+Source: AttMask, appendix (COCO, 12 epochs, AdamW, layer decay 0.8, after iBOT). The papers use the maps of four blocks; here it is ViTDet's
+pyramid of the last one, with torchvision's Mask R-CNN (He et al., ICCV 2017) and, as in the papers, a cascade of box heads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
+from lib.data.reading import read_intact
 from lib.data.segmentation import InstanceDataset, Instances
 from lib.data.views import MEAN, STD
 from lib.evaluation.base import DEFAULT, Context, Inputs
+from lib.evaluation.cascade import WEIGHTS, CascadeHeads
 from lib.evaluation.finetune import check_layer_decay
 from lib.evaluation.finetuned import FineTunedEvaluation
 from lib.learning.base import Learner, TrainingConfig
@@ -40,10 +42,14 @@ class DetectionSettings(TrainingConfig):
     hidden_dim: int  # of the box head
     # Proposals of an image that train the heads. Twice as many pass the non-maximum suppression, four times as many of each level enter it.
     proposals: int
+    cascade: list[float] = field(default_factory=list)  # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_decay(self.layer_decay)
+        rising = self.cascade == sorted(self.cascade) and all(0 < iou < 1 for iou in self.cascade)
+        if not rising or len(self.cascade) > len(WEIGHTS):
+            raise ValueError(f"cascade: got {self.cascade}, accepts at most {len(WEIGHTS)} rising numbers between 0 and 1")
         if not 1 <= self.train_size <= self.eval_size:
             raise ValueError(f"train_size: got {self.train_size}, accepts 1 to eval_size, {self.eval_size}")
         self.check_counts("num_classes", "width", "hidden_dim", "proposals")
@@ -77,6 +83,11 @@ class Detection(Learner):
             mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
+        if config.cascade:
+            earlier = [
+                (TwoMLPHead(width * 7**2, config.hidden_dim), FastRCNNPredictor(config.hidden_dim, classes)) for _ in config.cascade[1:]
+            ]
+            self.detector.roi_heads = CascadeHeads.of(self.detector.roi_heads, earlier, config.cascade)
         # Boxes take the type of the head's output; in bfloat16 they would be rounded to two or three digits.
         self.detector.rpn.head.register_forward_hook(lambda head, maps, output: tuple([part.float() for part in parts] for parts in output))
 
@@ -109,7 +120,8 @@ class Detection(Learner):
 
 @torch.no_grad()
 def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress: bool = False) -> dict[str, float]:
-    """COCO's average precision of boxes and masks, which are compared in the pixels of the dataset's images.
+    """COCO's average precision of boxes and masks, which are compared in the pixels of the dataset's images. Crowds are ignored regions, as in
+    COCO's own evaluation; an object without an outline counts for boxes only.
 
     The detector, that of ``Detection``, is left in evaluation mode.
 
@@ -122,22 +134,31 @@ def average_precision(detector: nn.Module, dataset: InstanceDataset, *, progress
     """
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(iou_type=("bbox", "segm"), backend="faster_coco_eval")
+    metrics = {kind: MeanAveragePrecision(iou_type=kind, backend="faster_coco_eval") for kind in ("bbox", "segm")}
     detector.eval()
     images = objects = 0
-    for image, _, instances in dataset.intact("detection" if progress else None):
+    for row, (image, size, instances) in read_intact(dataset.read, range(len(dataset)), "detection" if progress else None):
         prediction = {name: part.cpu() for name, part in detector([image.float() / 255])[0].items()}
         prediction["masks"] = prediction["masks"][:, 0] > 0.5
-        truth = {"boxes": instances.boxes.cpu(), "labels": instances.classes.cpu() + 1, "masks": instances.masks.cpu()}
-        metric.update([prediction], [truth])
-        images, objects = images + 1, objects + len(instances.boxes)
+        crowds = dataset.crowds(row, size, (image.shape[1], image.shape[2]))
+        boxes, classes, masks = (torch.cat(parts).cpu() for parts in zip(instances, crowds))
+        truth = {
+            "boxes": boxes,
+            "labels": classes + 1,
+            "masks": masks,
+            "iscrowd": (torch.arange(len(boxes)) >= len(instances.boxes)).long(),
+        }
+        outlined = torch.cat([dataset.outlined(row), torch.ones(len(crowds.boxes), dtype=torch.bool)])
+        metrics["bbox"].update([prediction], [truth])
+        metrics["segm"].update([prediction], [{name: part[outlined] for name, part in truth.items()}])
+        images, objects = images + 1, objects + int(dataset.outlined(row).sum())
     if not images:
         raise ValueError(f"dataset: got {len(dataset)}, none of which could be read, accepts at least one")
     if not objects:
-        raise ValueError(f"dataset: got {len(dataset)} without an object, accepts at least one")
-    result = metric.compute()
-    names = {"ap_box": "bbox_map", "ap_box_50": "bbox_map_50", "ap_mask": "segm_map", "ap_mask_50": "segm_map_50"}
-    figures = {name: 100 * result[key].item() for name, key in names.items()}
+        raise ValueError(f"dataset: got {len(dataset)} without an object that has an outline, accepts at least one")
+    results = {kind: metric.compute() for kind, metric in metrics.items()}
+    names = {"ap_box": ("bbox", "map"), "ap_box_50": ("bbox", "map_50"), "ap_mask": ("segm", "map"), "ap_mask_50": ("segm", "map_50")}
+    figures = {name: 100 * max(results[kind][key].item(), 0.0) for name, (kind, key) in names.items()}  # -1 for not a single detection
     return figures | {"images": float(images), "left_out": float(len(dataset) - images)}
 
 

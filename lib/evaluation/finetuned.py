@@ -28,7 +28,7 @@ class FineTunedEvaluation(Evaluation):
 
     def options(self) -> dict[str, Any]:
         """Arguments of ``create_model`` in which the network to train differs from the one it starts from."""
-        return dict(num_classes=0, drop_path_rate=self.settings.drop_path)
+        return dict(num_classes=0, drop_path_rate=self.settings.drop_path, token_dropout=0.0, split_norm=0)
 
     def trained(self, network: Model, inputs: Inputs, context: Context = DEFAULT, **options) -> Learner | None:
         """The learner after its training, which continues from its last checkpoint; None if the budget ended first.
@@ -67,7 +67,8 @@ def starting_from(network: Model, *, seed: int, **options) -> Model:
     """
     with seeded(seed):
         copy = network_like(network, **options)
-    weights = {name: value for name, value in network.state_dict().items() if not name.startswith(CLASSIFIERS)}
+    of_splits = ".aux_bn."  # the norms of all parts of a batch but the first
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith(CLASSIFIERS) and of_splits not in name}
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     if unexpected or not all(name.startswith(CLASSIFIERS) for name in missing):
         raise ValueError(f"network: lacks {missing} and has {unexpected}, accepts a network of the options {options}")

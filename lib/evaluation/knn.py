@@ -3,7 +3,8 @@
 Source: DINO section 4.2.1 (after Wu et al., CVPR 2018); few examples: AttMask section 4.3 and appendix.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -110,41 +111,62 @@ def few_example_accuracy(
     num_classes: int,
     temperature: float = 0.07,
     draws: int = DRAWS,
+    step: int = 0,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Top-1 accuracy in percent with ``examples`` training images of each class, mean over disjoint random draws.
+    """Top-1 accuracy in percent with ``examples`` training images of each class, mean over disjoint random draws; or, with a ``step``, over
+    the images from place 0 on, from place ``step`` on, and so on, in the order of the training set (``subset_starts`` of AttMask's code).
 
     Raises:
-        ValueError: a class with fewer than ``draws * examples`` images.
+        ValueError: a class with fewer images than the draws need.
     """
-    order = torch.randperm(len(train_y), generator=generator).to(train_y.device)
+    random = torch.randperm(len(train_y), generator=generator).to(train_y.device)
+    order = torch.arange(len(train_y), device=train_y.device) if step else random
     of_class = [order[train_y[order] == c] for c in range(num_classes)]
-    fewest = min(len(rows) for rows in of_class)
-    if draws * examples > fewest:
+    fewest, needed = min(len(rows) for rows in of_class), needed_images(examples, step, draws)
+    if needed > fewest:
         accepted = f"at most {fewest // draws}: the smallest class has {fewest} images"
+        if step:
+            raise ValueError(
+                f"step: got {step} for {examples} examples and {draws} draws, {needed} images; the smallest class has {fewest}"
+            )
         raise ValueError(f"examples: got {examples} for {draws} disjoint draws, accepts {accepted}")
     accuracies = []
     for draw in range(draws):
-        indices = torch.cat([rows[draw * examples : (draw + 1) * examples] for rows in of_class])
+        start = draw * (step or examples)
+        indices = torch.cat([rows[start : start + examples] for rows in of_class])
         train = train_x[indices], train_y[indices]
         accuracies.append(knn_accuracy(*train, test_x, test_y, k=k, num_classes=num_classes, temperature=temperature))
     return sum(accuracies) / draws
 
 
+def needed_images(examples: int, step: int = 0, draws: int = DRAWS) -> int:
+    """How many images of each class the draws of ``few_example_accuracy`` need."""
+    return (draws - 1) * (step or examples) + examples
+
+
 def evaluate_knn(
-    train: Labelled, test: Labelled, *, neighbours: list[int], num_classes: int, few: bool = False, temperature: float = 0.07
+    train: Labelled,
+    test: Labelled,
+    *,
+    neighbours: list[int],
+    num_classes: int,
+    few: bool = False,
+    steps: Sequence[int] = (),
+    temperature: float = 0.07,
 ) -> dict[str, float]:
     """Top-1 accuracy in percent for each number of neighbours (``"knn_10"``, …) and their maximum, ``"knn"``. With ``few`` also from few
-    examples of each class (``"knn_nu1"``, …), for those of ``FEW_EXAMPLES`` for which every class has enough images.
+    examples of each class (``"knn_nu1"``, …), for those of ``FEW_EXAMPLES`` for which every class has enough images; ``steps``, one for each
+    of ``FEW_EXAMPLES``, are those of ``few_example_accuracy``, and without them the draws are random.
     """
     figures = {f"knn_{k}": knn_accuracy(*train, *test, k=k, num_classes=num_classes, temperature=temperature) for k in neighbours}
     figures["knn"] = max(figures.values())
     smallest = int(train[1].bincount(minlength=num_classes).min())
-    for examples, k in FEW_EXAMPLES.items() if few else ():
-        if DRAWS * examples <= smallest:
+    for (examples, k), step in zip(FEW_EXAMPLES.items(), steps or [0] * len(FEW_EXAMPLES)) if few else ():
+        if needed_images(examples, step) <= smallest:
             generator = torch.Generator().manual_seed(examples)
             figures[f"knn_nu{examples}"] = few_example_accuracy(
-                *train, *test, examples=examples, k=k, num_classes=num_classes, temperature=temperature, generator=generator
+                *train, *test, examples=examples, k=k, num_classes=num_classes, temperature=temperature, step=step, generator=generator
             )
     return figures
 
@@ -155,6 +177,12 @@ class KnnSettings(ProbeSettings):
 
     neighbours: list[int]  # the values of k
     temperature: float = 0.07  # of the votes
+    steps: list[int] = field(default_factory=list)  # from draw to draw of the 1, 5, 10 and 20 examples; [] draws them at random
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps and (len(self.steps) != len(FEW_EXAMPLES) or min(self.steps) < 1):
+            raise ValueError(f"steps: got {self.steps}, accepts [], or a positive step for each of {', '.join(map(str, FEW_EXAMPLES))}")
 
 
 class Knn(ProbeEvaluation, name="knn"):
@@ -165,4 +193,12 @@ class Knn(ProbeEvaluation, name="knn"):
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
         train, test = (pooled_features(network, images, progress=context.progress, **self.view()) for images in (inputs.train, inputs.test))
         classes, settings = int(inputs.train.labels.max()) + 1, self.settings
-        return evaluate_knn(train, test, neighbours=settings.neighbours, num_classes=classes, few=True, temperature=settings.temperature)
+        return evaluate_knn(
+            train,
+            test,
+            neighbours=settings.neighbours,
+            num_classes=classes,
+            few=True,
+            steps=settings.steps,
+            temperature=settings.temperature,
+        )

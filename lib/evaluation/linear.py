@@ -5,7 +5,7 @@ Source: DINO section 4.1 and appendix F; AttMask section 4.1; SimPool, appendix.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,11 @@ def linear_probe(train: Callable[[int], Batches], test: tuple[Tensor, Tensor], *
         ``linear``, the accuracy after the last epoch with the best learning rate; ``linear_best``, the best of all epochs and rates, as the
         released code reports it; ``linear_lr``, the learning rate of ``linear``.
     """
-    probes = train_probes(train, test, **options)
+    return probe_figures(train_probes(train, test, **options))
+
+
+def probe_figures(probes: Probes) -> dict[str, float]:
+    """The figures of ``linear_probe``."""
     return {"linear": probes.history[-1][probes.best], "linear_best": max(map(max, probes.history)), "linear_lr": probes.lrs[probes.best]}
 
 
@@ -180,9 +184,13 @@ class LinearSettings(ProbeSettings):
 class Linear(ProbeEvaluation, name="linear"):
     """``linear_probe`` of frozen features."""
 
-    Settings = LinearSettings
+    Settings: ClassVar[type[LinearSettings]] = LinearSettings
 
     def measure(self, network: Model, inputs: Inputs, context: Context = DEFAULT) -> dict[str, float]:
+        return probe_figures(self.probes(network, inputs, context))
+
+    def probes(self, network: Model, inputs: Inputs, context: Context) -> Probes:
+        """The trained classifiers of a network."""
         settings, train = self.settings, inputs.train
         blocks, view = settings.blocks_of(network), self.view()
         features: dict[str, Any] = dict(blocks=blocks, progress=context.progress, **view)
@@ -192,4 +200,4 @@ class Linear(ProbeEvaluation, name="linear"):
             crops = View(view["size"], tuple(settings.crop_scale), jitter_probability=0.0, grey=0.0)
             batches = viewed(network, train, crops, blocks=blocks, batch_size=settings.batch_size)
         options = dict(num_classes=int(train.labels.max()) + 1, lrs=settings.lrs, epochs=settings.epochs, progress=context.progress)
-        return linear_probe(batches, pooled_features(network, inputs.test, **features), **options)
+        return train_probes(batches, pooled_features(network, inputs.test, **features), **options)

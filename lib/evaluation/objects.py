@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from lib.data.bank import Stream
-from lib.data.reading import encoded, read_mask
+from lib.data.reading import encoded, read_objects
 
 
 def true_objects(source: Stream, *, crop: float | None = 1.0, size: int = 224) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -33,7 +33,8 @@ def true_objects(source: Stream, *, crop: float | None = 1.0, size: int = 224) -
     if "mask" in columns:
         masks = []
         for row, (height, width) in enumerate(sizes.tolist()):
-            mask = read_mask(encoded(source.table, row, "mask"), (height, width))
+            single = "boxes" in columns and len(source.table["boxes"][row]) == 1
+            mask = read_objects(encoded(source.table, row, "mask"), (height, width), count=1 if single else None)
             masks.append(_mask_in_view(mask > 0, crop, size))
             numbers = mask[mask > 0].unique()
             boxes.append(masks_to_boxes(mask == numbers.view(-1, 1, 1)) + torch.tensor([0, 0, 1, 1]))  # x1 and y1 exclusive

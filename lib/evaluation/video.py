@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.data.reading import Damage, encoded, full_images, name_of, read_mask
+from lib.data.reading import Damage, encoded, full_images, name_of, read_objects
 from lib.evaluation.base import DEFAULT, Context, Inputs
 from lib.evaluation.frozen import FullResolutionEvaluation
 from lib.evaluation.knn import stable_topk
@@ -135,14 +135,14 @@ def segment_videos(
                 images = list(full_images(table, rows=rows, shortest=shortest, multiple=patch_size, device=device))
             except Damage as damage:
                 raise ValueError(str(damage).removesuffix("; left out")) from damage
-        of_frames = [read_mask(encoded(table, row, "mask")) for row in rows]
+        of_frames = [read_objects(encoded(table, row, "mask")) for row in rows]
         for column, sizes in (("image", [image.size for image in images]), ("mask", [tuple(mask.shape) for mask in of_frames])):
             for row, size in zip(rows, sizes):
                 if size != sizes[0]:
                     culprit = name_of(encoded(table, row, column))
                     raise ValueError(f"{culprit}: got (height, width) {size}, accepts {sizes[0]}, that of the first frame")
         masks = torch.stack(of_frames)
-        objects = [number for number in masks[0].unique().tolist() if number]
+        objects = [number for number in masks[0].unique().tolist() if number > 0]
         truth = sum(((masks == number) * (i + 1) for i, number in enumerate(objects)), torch.zeros_like(masks))
         features = [network.features(image.view) for image in images]
         grid = features[0].grid

@@ -1,22 +1,34 @@
 """Optimisers, whose rates and decays the loop sets at every step, and gradient clipping."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
+
+# LARS scales the update of each matrix by 0.001 |w| / |gradient| (You et al., 2017); DINO uses it for ResNets.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, lr=0.0, momentum=0.9, nesterov=True, fused=True),
+    "lars": partial(Lars, lr=0.0, momentum=0.9),
+}
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ``ValueError`` unless ``OPTIMIZERS`` has the name."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer: got {name!r}, accepts {', '.join(OPTIMIZERS)}")
 
 
 def make_optimizer(learner: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
-    """AdamW or SGD (momentum 0.9) with weight decay on matrices only."""
+    """The optimiser of a name in ``OPTIMIZERS``, with weight decay on matrices only."""
     trainable = [p for p in learner.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "decays": True},
         {"params": [p for p in trainable if p.ndim <= 1], "decays": False},
     ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, fused=True)
+    return OPTIMIZERS[name](groups)
 
 
 def layerwise_optimizer(network: nn.Module, decay: float, *heads: nn.Module) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ class Convolutional(Model):
     forward_features: Callable[[Tensor], Tensor]  # timm's
 
     def keys(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        maps = self.forward_features(images)  # [B, D, H, W]
+        maps = self.forward_features(self.own_inputs(images))  # [B, D, H, W]
         patches = maps.flatten(2).mT
         return simpool_keys(self.pooling, patches) if isinstance(self.pooling, SimPool) else patches, (maps.shape[2], maps.shape[3])
 
@@ -28,7 +28,7 @@ class Convolutional(Model):
             raise ValueError("mask: got one, but convolutional networks accept None")
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w]")
-        maps = self.forward_features(images)  # [B, D, H, W]
+        maps = self.forward_features(self.own_inputs(images))  # [B, D, H, W]
         vector, attention = self.pooling(maps)
         return Features(self.after_pooling(vector), maps.flatten(2).mT, (maps.shape[2], maps.shape[3]), attention)
 

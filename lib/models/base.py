@@ -2,12 +2,13 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_model
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from lib.pooling import SimPool
@@ -39,6 +40,7 @@ class Model(
     pooling: nn.Module | None
     embed_dim: int  # D, channels of the patches
     num_features: int  # D as well, under timm's name
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None  # mean and std of the network's own inputs, see ``own_inputs``
     get_classifier: Callable[[], nn.Module]  # timm's
     factory: ClassVar[Callable[..., "Model"]]  # lib.models.factory.create_model, which registers itself here
 
@@ -46,6 +48,17 @@ class Model(
         """Features of images Float[B, 3, h, w]. If there are several pooled vectors, ``cls`` is their maximum in each channel."""
         features = self.pool(images, mask)
         return features._replace(cls=features.cls.amax(1)) if features.cls.ndim == 3 else features
+
+    def own_inputs(self, images: Tensor) -> Tensor:
+        """Views, which are normalised by ImageNet's mean and standard deviation, normalised by the network's own instead. timm's ViTs, for
+        one, were trained with 0.5 and 0.5. All networks take the same views, and those with other ``statistics`` convert them first.
+        """
+        if self.statistics is None:
+            return images
+        mean, std, own_mean, own_std = (
+            images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, *self.statistics)
+        )
+        return (images * std + mean - own_mean) / own_std
 
     def last_cls(self, images: Tensor, blocks: int = 1) -> Tensor:
         """The class tokens after each of the last blocks, normalised and concatenated: Float[B, blocks D], in the order of the blocks.

@@ -1,11 +1,13 @@
 """Networks by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import convert_splitbn_model
 from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from timm.models.resnet import ResNet as TimmResNet
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
@@ -27,6 +29,10 @@ def create_model(
     norm_after: bool = False,
     released_positions: bool = False,
     pooling_options: Mapping[str, Any] | None = None,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    token_dropout: float = 0.0,
+    split_norm: int = 0,
     pretrained: bool = False,
     **options: Any,
 ) -> Model:
@@ -45,6 +51,11 @@ def create_model(
             convolutional networks: a ResNet has no final norm, and a ConvNeXt always pools before its norm.
         released_positions: ViTs interpolate positions like the papers' released code, see ``ViT``.
         pooling_options: options of the pooling, such as ``dict(gamma=1.25)``.
+        mean, std: of the network's own inputs, three numbers each, see ``Model.own_inputs``. Inputs are normalised by ImageNet's in any case.
+        token_dropout: probability after the position embedding and, in each block, after the projection of the attention and in the MLP;
+            ViTs only. timm's ``drop_rate`` is that before the classifier alone.
+        split_norm: train with a batch norm of its own for each of so many equal parts of a batch, the first of which is evaluated (Xie et al.,
+            "Adversarial Examples Improve Image Recognition", CVPR 2020, section 4.2); 0 is one for all.
         pretrained: start from timm's weights, which timm downloads; without a class token in the network, its weights are left out.
         options: further arguments of timm, such as ``drop_path_rate``.
 
@@ -55,16 +66,21 @@ def create_model(
         raise ValueError(f"pooling: got {pooling!r}, accepts None, {', '.join(pooling_names())}")
     if pretrained and arch in (*vit.SMALL, *backbones.SMALL):
         raise ValueError(f"pretrained: got True, {arch} accepts False: timm has no weights for it")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"std: got {std} beside mean {mean}, accepts three numbers each, of std above 0")
     model: Any  # ViTs and convolutional networks take other attributes
     if _is_vit(arch):
         method = None if pooling == "cls" else pooling
         sizes: dict[str, Any] = dict(img_size=img_size) | ({} if patch_size is None else dict(patch_size=patch_size))
-        model = _vit(arch, method is None, pretrained, dict(num_classes=num_classes, dynamic_img_size=True) | sizes | options)
+        dropout = dict(pos_drop_rate=token_dropout, proj_drop_rate=token_dropout) if token_dropout else {}
+        model = _vit(arch, method is None, pretrained, dict(num_classes=num_classes, dynamic_img_size=True) | sizes | dropout | options)
         model.norm_after, model.released_positions = norm_after, released_positions
     else:
         method = pooling or "gap"
         if mask_token:
             raise ValueError(f"mask_token: got True for {arch}, convolutional networks accept False")
+        if token_dropout:
+            raise ValueError(f"token_dropout: got {token_dropout} for {arch}, convolutional networks accept 0")
         model = _convolutional(arch, pretrained, dict(num_classes=num_classes) | options)
         model.embed_dim = model.num_features
         model.to(memory_format=torch.channels_last)  # makes convolutions up to 1.7 times faster, on a CPU too
@@ -75,8 +91,13 @@ def create_model(
         raise ValueError(f"pooling_options: got {pooling_options}, a class token accepts none")
     if mask_token:
         model.masked_embed = nn.Parameter(torch.zeros(1, model.embed_dim))
+    if split_norm:
+        model = convert_splitbn_model(model, split_norm)
+    if (*mean, *std) != (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD):
+        model.statistics = mean, std
     network = dict(arch=arch, pooling=pooling, img_size=img_size, patch_size=patch_size, num_classes=num_classes, mask_token=mask_token)
-    details = dict(norm_after=norm_after, released_positions=released_positions, pooling_options=pooling_options)
+    details: dict[str, Any] = dict(norm_after=norm_after, released_positions=released_positions, pooling_options=pooling_options)
+    details |= dict(mean=list(mean), std=list(std), token_dropout=token_dropout, split_norm=split_norm)
     model._hub_mixin_config = network | details | options
     return model
 
@@ -92,7 +113,8 @@ def network_like(network: Model, **options: Any) -> Model:
 
 def network_of(config: Mapping[str, Any], **options: Any) -> Model:
     """The network of a recipe entry. It reads the keys ``arch``, ``train_size``, ``patch_size``, ``pooling``, ``gamma``,
-    ``pooling_options`` and ``method``, and for classifiers ``num_classes`` and ``depth``.
+    ``pooling_options``, ``method`` and ``released_positions``, and for classifiers ``num_classes``, ``depth``, ``mean``, ``std``,
+    ``split_norm`` and ``splits``.
 
     Self-supervised Vision Transformers pool before the final norm, SimPool with the learned beta; all other networks pool after it
     (SimPool, appendix).
@@ -102,6 +124,9 @@ def network_of(config: Mapping[str, Any], **options: Any) -> Model:
     details = dict(gamma=config["gamma"], beta=norm_after) if pooling == "simpool" else {}
     details |= config.get("pooling_options", {})
     sizes = dict(img_size=config["train_size"], patch_size=config["patch_size"], num_classes=config.get("num_classes", 0))
+    options = {key: config[key] for key in ("released_positions", "mean", "std") if key in config} | options
+    if config.get("split_norm"):
+        options = dict(split_norm=config["splits"]) | options
     if config.get("depth"):
         if not _is_vit(config["arch"]):
             raise ValueError(f"depth: got {config['depth']}, {config['arch']} accepts 0, its own")

@@ -88,7 +88,15 @@ class ProjectionHead(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Float[..., D] -> Float[..., bottleneck_dim] of unit length: all but the last layer."""
-        return F.normalize(self.mlp(x), dim=-1)
+        y = self.mlp(x)
+        return F.normalize(y.float() if torch.is_autocast_enabled(y.device.type) else y, dim=-1)
+
+    def precise(self, projected: Tensor) -> Tensor:
+        """The last layer, Float[..., bottleneck_dim] -> logits Float[..., K], in the precision of its weights also under autocast: the
+        teacher's targets are a softmax of its logits at a temperature of 0.04, which makes errors 25 times larger.
+        """
+        with torch.autocast(projected.device.type, enabled=False):
+            return self.last_layer(projected)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float[..., D] -> logits Float[..., K]."""

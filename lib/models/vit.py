@@ -91,7 +91,7 @@ class ViT(Model, VisionTransformer):  # type: ignore[misc]  # Model.forward take
         patch = self.patch_embed.patch_size
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % patch[0] or images.shape[3] % patch[1]:
             raise ValueError(f"images: got shape {tuple(images.shape)}, accepts [B, 3, h, w] with sides divisible by {patch}")
-        x = self.patch_embed(images)  # [B, H, W, D]
+        x = self.patch_embed(self.own_inputs(images))  # [B, H, W, D]
         grid = (x.shape[1], x.shape[2])
         if mask is not None:
             if not hasattr(self, "masked_embed"):
@@ -124,7 +124,9 @@ def last_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The output of a timm block for x [B, T, D], and the attention Float[B, heads, T] of the first token in it."""
     attn, y = block.attn, block.norm1(x)
     q, k, v = _query_key_value(attn, y)
-    attention = ((q[:, :, :1] * attn.scale) @ k.mT).softmax(-1).squeeze(2)
+    with torch.autocast(x.device.type, enabled=False):  # eight bits are too few to rank tokens by
+        wide = torch.promote_types(q.dtype, torch.float32)
+        attention = ((q[:, :, :1].to(wide) * attn.scale) @ k.to(wide).mT).softmax(-1).squeeze(2)
     z = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     z = attn.norm(z.transpose(1, 2).flatten(2))
     if attn.gate is not None:

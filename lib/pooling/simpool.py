@@ -83,8 +83,14 @@ class SimPool(Pooling, name="simpool"):
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Pooled:
         """The same result as that of ``Pooling.forward``, vector Float[B, D] and attention Float[B, heads, N], with less work; ``grid`` is not
         needed. LN(X) is computed once. As there is one query, its product with all keys, LN(X) W_K^T q, is computed from the right, which
-        takes N D operations instead of N D^2.
+        takes N D operations instead of N D^2. Under autocast all of it is in float32: 16 bits are too few for the scores and for the
+        differences from min V.
         """
+        with torch.autocast(x.device.type, enabled=False):
+            vector, attention = self._pooled(x.to(torch.promote_types(x.dtype, self.wq.weight.dtype)), grid)
+        return Pooled(vector.to(x.dtype), attention)
+
+    def _pooled(self, x: Tensor, grid: tuple[int, int] | None) -> Pooled:
         t = self.variables(x, grid)
         values = self.norm_patches(t.X)  # [B, N, D]
         query = self.wq(t.X.mean(1)).unflatten(1, (self.num_heads, -1))  # [B, m, d]
@@ -96,4 +102,4 @@ class SimPool(Pooling, name="simpool"):
         vector = self.f(t).mean(values, weights).flatten(1)  # [B, D]
         if self.beta is not None:
             vector = vector + self.beta
-        return Pooled(vector.to(x.dtype), attention.mT.to(scores.dtype))
+        return Pooled(vector, attention.mT.to(scores.dtype))
