@@ -87,8 +87,10 @@ teacher = network_to_show(network)
 #
 # | equation | what it says | code in `lib/models/vit.py` |
 # |---|---|---|
-# | (4) | one row of the attention, that of [CLS] | `attention = ((q[:, :, :1] * attn.scale) @ k.mT).softmax(-1).squeeze(2)` |
+# | (4) | one row of the attention, that of [CLS] | `attention = ((q[:, :, :1].to(wide) * attn.scale) @ k.to(wide).mT).softmax(-1).squeeze(2)` |
 # | (5) | mean over heads | `features.attention.mean(1)`, below |
+#
+# The index `:1` takes the query of [CLS] alone; `wide` is 32 bits, since fewer would not rank patches reliably.
 #
 # Only this one row is needed. So it is computed apart from the rest, and every block keeps its fused attention. This is what "zero
 # additional cost" means.
