@@ -1,13 +1,18 @@
 """The anatomy that every notebook shares, and that notebooks, their scripts and the Makefile agree."""
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import sys
 
 import nbformat
 import pytest
+import torch
 
+from course import exercises
+from course.checks import Exercise, agree
 from lib import paths
 from lib.results.papers import claim_details
 
@@ -15,6 +20,7 @@ REPOSITORY = paths.ROOT
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 SCRIPTS = sorted((paths.NOTEBOOKS / "percent").glob("[0-9]*.py"))
 SOLUTIONS = sorted((paths.NOTEBOOKS / "solutions").glob("*.ipynb"))
+EXERCISES = {name: found for name, found in vars(exercises).items() if isinstance(found, Exercise)}
 LITERALS = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
 pytestmark = pytest.mark.skipif(not SCRIPTS, reason="no notebooks")
@@ -105,7 +111,11 @@ def test_parameters_are_used(file):
 @each
 def test_it_ends_with_doubt_and_exercises(file):
     headings = re.findall(r"^## (.+)$", prose(file), re.M)
-    assert headings[-2:] == ["What would change your mind?", "Exercises"]
+    assert headings[-4:] == ["What to remember", "References", "What would change your mind?", "Exercises"]
+    remember, references = (prose(file).partition(f"## {name}\n")[2].partition("\n## ")[0] for name in headings[-4:-2])
+    assert len(re.findall(r"^- ", remember, re.M)) == 3
+    listed = re.findall(r"^- .+?(?=^- |\Z)", references, re.M | re.S)
+    assert listed and all(re.search(r"\]\(https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+)\)", line) for line in listed)
     assert f"solutions/{file.stem[:2]}_solutions" in prose(file)
 
 
@@ -155,6 +165,94 @@ def test_figures_come_with_their_numbers(file):
     pictures = [cell for cell in code(file) if any("image/png" in out.get("data", {}) for out in cell.outputs)]
     tables = [cell for cell in code(file) if any("text/html" in out.get("data", {}) or out.output_type == "stream" for out in cell.outputs)]
     assert pictures and len(tables) >= 2
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_code_beside_equations_stands_in_its_file(file):
+    """A table whose last column is named "code in `FILE`" quotes that file; other rows of a table may point below."""
+    import jupytext
+
+    for cell in jupytext.read(file).cells:
+        name = re.search(r"\| code in `(\S+)` \|", cell.source)
+        for row in re.findall(r"^\|.*\| (.+) \|$", cell.source, re.M)[1:] if name else []:
+            quoted = re.fullmatch(r"`(.+)`", row)
+            assert not quoted or quoted[1] in (REPOSITORY / name[1]).read_text(), row
+
+
+# ---- exercises -----------------------------------------------------------------------------------------------------------
+
+
+def asked(file) -> set[str]:
+    """The checks that a script calls."""
+    return set(re.findall(r"exercises\.(\w+)\(", file.read_text()))
+
+
+def test_each_exercise_is_asked_and_solved():
+    chapters = [file for file in SCRIPTS if not file.stem.endswith("_solutions")]
+    for file in chapters:
+        assert asked(file) and asked(file) == asked(file.with_name(f"{file.stem[:2]}_solutions.py")), file.name
+        assert file.stem[:2] in ("00", "99") or any(EXERCISES[name].inputs for name in asked(file)), f"{file.stem} asks for no code"
+    assert set().union(*map(asked, chapters)) == set(EXERCISES)
+
+
+@pytest.mark.parametrize("file", [f for f in SCRIPTS if f.stem.endswith("_solutions")], ids=lambda file: file.stem)
+def test_solutions_are_right(file):
+    import jupytext
+
+    from lib.pooling.framework import POOLINGS
+
+    cells = [cell.source for cell in jupytext.read(file).cells if cell.cell_type == "code"]
+    space, said, declared = {"__name__": "solutions"}, io.StringIO(), set(POOLINGS)
+    with contextlib.redirect_stdout(said):
+        for cell in cells:
+            if "lib.train" not in cell:  # these train, and answer no check
+                exec(cell, space)
+    for name in set(POOLINGS) - declared:
+        del POOLINGS[name]
+    assert said.getvalue().split().count("right") == len(asked(file)) and "not yet" not in said.getvalue()
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_each_usual_mistake_gets_its_hint(name):
+    check = EXERCISES[name]
+    right = check.reference if check.inputs else check.reference()
+    for answer in sorted(right) if name == "smallest_gap" else [right]:
+        assert check.feedback(answer) == "right"
+    assert check.feedback(None) == "not answered yet"
+    for hint, mistake in check.wrong.items():
+        answer = mistake if check.inputs or not callable(mistake) else mistake()
+        assert check.feedback(answer) == f"not yet: {hint}"
+
+
+def test_other_answers_are_told_what_differs():
+    mask, simpool = exercises.attmask_high, exercises.simpool
+    assert mask.feedback(lambda attention, ratio: None) == "not answered yet"
+    assert mask.feedback(lambda attention, ratio: attention[ratio]).startswith("not yet: IndexError: ")
+    assert mask.feedback(lambda *given: mask.reference(*given).T) == "not yet: shape (30, 4), but (4, 30) is asked; it is transposed"
+    assert mask.feedback(lambda *given: mask.reference(*given).float()) == "not yet: the result is torch.float32, but torch.bool is asked"
+    assert mask.feedback(lambda *given: ~mask.reference(*given)) == "not yet: the other way round: True and False are exchanged"
+    assert simpool.feedback(lambda *given: 3 * simpool.reference(*given)) == "not yet: right but for a factor of 3"
+    assert simpool.feedback(lambda *given: simpool.reference(*given) + 0.25) == "not yet: the largest difference is 0.25"
+    assert simpool.feedback(lambda *given: "vector") == "not yet: give back a tensor of shape (3, 4)"
+    turned = exercises.rotations.feedback(lambda images: (torch.zeros(12, 2, 5, 5), torch.zeros(12)))
+    assert re.fullmatch(r"not yet: part 0: the largest difference is \d\.\d+", turned)
+    assert exercises.background_only.feedback((100, 10, 50)) == "not yet: entry 2: too large"
+    assert exercises.collapse_loss.feedback(1.0, 64) == "not yet: too small"
+
+
+def test_checks_do_not_hang_on_the_last_digit():
+    """The smallest published gap occurs twice, as 0.3999999999999986 and as 0.3999999999999915."""
+    assert exercises.smallest_gap.reference() == {"simpool-1", "simpool-8"}
+    assert agree(0.1 + 0.2, 0.3, 1e-9) and not agree(0.31, 0.3, 1e-3)
+    assert agree(torch.tensor([1.0, 2]), (1, 2), 1e-6) and not agree([1.0], (1, 2), 1e-6)
+
+
+def test_answers_cannot_change_what_they_are_compared_with():
+    def in_place(teacher, student, momentum):
+        teacher.zero_()
+        return teacher
+
+    assert exercises.ema.feedback(in_place).startswith("not yet: the largest difference")
 
 
 def test_notebooks_name_only_files_that_exist():

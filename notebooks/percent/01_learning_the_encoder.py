@@ -12,6 +12,9 @@
 # **CPU, 90 s at smoke scale** · the talk's opening · before it: 00 (the map) · after it: 02 (which tokens to mask)
 #
 # **Question.** Without labels, which question about images teaches an encoder something that is good for other questions?
+#
+# An *encoder* turns an image into a vector. Labels are the direct way to teach it, but they cost work. The talk opens with the other
+# way: take something out of the image, and ask the network for it. The answer is known, and nobody had to write it down.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -38,9 +41,11 @@ check_parameters(globals())
 # %% [markdown]
 # ## Three ways to an encoder
 #
-# **Supervised**: labels for every image of the task. **Transfer**: labels on a large set first, then a few on the task: the encoder is kept
-# *frozen*, or *fine-tuned*. **Self-supervised**: no labels first. The encoder answers a *pretext* question whose answer was taken out of the
-# image itself.
+# - **Supervised**: there are labels for every image of the task.
+# - **Transfer**: there are labels on a large set first, and a few on the task. The encoder is then kept *frozen*, or it is
+#   *fine-tuned*.
+# - **Self-supervised**: there are no labels at first. The encoder answers a *pretext* question, whose answer was taken out of the
+#   image itself.
 
 # %%
 from lib.data.scenes import render
@@ -55,9 +60,12 @@ print("whole images:", tuple(whole.shape), "and two views of each")
 # %% [markdown]
 # ## Four questions about one image
 #
-# **Rotation** (Gidaris et al., 2018): by how many quarter turns? **Jigsaw** (Noroozi and Favaro, 2016): in which of some known orders do its
-# nine tiles lie? **Colorization** (Zhang et al., 2016): which colours did it have? **Contrastive** (Chen et al., 2020): which of all the other
-# views in the batch shows the same image? Below, the first puzzle is in order, and of two images two views each stand side by side.
+# - **Rotation** (Gidaris et al., 2018): by how many quarter turns was the image turned?
+# - **Jigsaw** (Noroozi and Favaro, 2016): the image is cut into nine tiles. In which of some known orders do they lie?
+# - **Colorization** (Zhang et al., 2016): the image is grey. Which colours did it have?
+# - **Contrastive** (Chen et al., 2020): which of all the other views in the batch shows the same image?
+#
+# Each row below shows one question. The first puzzle is in order. The last row has two views each of two images, side by side.
 
 # %%
 from torchvision.utils import make_grid
@@ -79,16 +87,18 @@ image_grid(
 )
 
 # %% [markdown]
-# **No answers for free.** If all nine tiles carried their edges, two neighbours would be found by continuing a line. So each tile is cut out at a
-# random place of its cell and normalised by itself, and the orders are chosen to differ in as many places as possible:
+# **No answers for free.** A network takes the easiest way. If the tiles kept their edges, it could find neighbours by continuing a
+# line, and it would not need to know what the image shows. So each tile is cut out at a random place of its cell, and normalised by
+# itself. The orders are chosen so that any two of them differ in as many places as possible:
 
 # %%
 distance = (orders[:, None] != orders[None]).sum(-1)  # [8, 8] places in which two orders differ
 print("places in which two of the eight orders differ:", sorted(distance[distance > 0].unique().tolist()))
 
 # %% [markdown]
-# **Rare colours count.** Colours are told as one of the bins of Lab's *ab* plane that a screen can show. Most pixels of real images are greyish, and
-# the few greyish bins would rule the loss. So it weighs each colour by how rare it has been so far, and so do the shares of right answers below.
+# **Rare colours count.** A colour is one of the bins of the *ab* plane of the Lab colour space, as far as a screen can show it. Most
+# pixels of real images are greyish. If every pixel counted the same, a few greyish bins would rule the loss. So the loss weighs a
+# colour by how rare it has been so far, and so does the share of right answers below.
 
 # %%
 import matplotlib.pyplot as plt
@@ -110,10 +120,13 @@ print(
 )
 
 # %% [markdown]
+# The dots are the colours that occur in four scenes; the brighter, the more often. The grey squares are colours that do not occur.
+#
 # ## The runs
 #
-# One encoder, one loop, one length; the question differs, and with its head the draw of the first weights. Each learner is a small module on `lib/engine/loop.py`'s loop:
-# `lib/learning/pretext.py`, `lib/learning/contrastive.py`, `lib/learning/supervised.py`.
+# All five learners have the same encoder, the same training loop and the same number of steps. Only the question differs. Each
+# question has a head of its own, and because of it the first weights are drawn differently. Each learner is a small module that
+# `lib/engine/loop.py` trains: `lib/learning/pretext.py`, `lib/learning/contrastive.py`, `lib/learning/supervised.py`.
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -125,9 +138,12 @@ live = {name: run(entry_for(scale, name), seed=seed, record=record, progress=Fal
 live["rotation"].log()[["step", "loss", "right", "chance"]].dropna().iloc[[0, -1]].round(2).set_index("step")
 
 # %% [markdown]
+# The table shows the rotation learner at its first and at its last step: its loss, its share of right answers, and what chance gives.
+#
 # ## Does each learn what it is asked?
 #
-# On images that it has not seen, beside the best constant answer and beside the network before training.
+# We ask each learner its own question, on images that it has not seen. Beside it stand the best constant answer, and the same network
+# before training.
 
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
@@ -147,10 +163,13 @@ network_bars(own, title="Its own question, unseen images")
 own.round(1)
 
 # %% [markdown]
+# A bar above the two others of its learner shows that something was learned about the question.
+#
 # ## Is what it learned good for another question?
 #
-# The talk's point: *learned representations may be tied to a specific pretext task.* So the frozen encoder is asked for the classes, of which only
-# the classifier has heard: by its nearest neighbours and by a linear probe, beside the untrained network.
+# This is the talk's point: *learned representations may be tied to a specific pretext task.* So we freeze the encoders and ask
+# another question: the classes of the images. Only the classifier has heard of them. We ask by the nearest neighbours and by a linear
+# probe, beside the untrained network.
 
 # %% tags=["nbval-ignore-output"]
 from lib.measure import measure
@@ -166,13 +185,14 @@ other = pd.DataFrame(
 other.astype(float).round(1)
 
 # %% [markdown]
-# At smoke scale a few seconds on drawn scenes: a learner can answer its own question well and lose neighbours that the network had before it
-# learned anything.
+# At smoke scale, training takes a few seconds on drawn scenes. A learner can then be good at its own question, and its neighbours can
+# be worse than those of the untrained network.
 #
 # ## Transfer: frozen, fine-tuned, from scratch
 #
-# *Frozen* was the linear classifier above, which sees the labels of all images that the learner saw. With a tenth of the set's labels, *fine-tuned*
-# trains all weights from where the learner left them, *from scratch* from where it began. The classifier has seen labels of these classes before.
+# *Frozen* is the linear probe above. It sees the labels of all images that the learner saw. The next table uses a tenth of the
+# labels. *Fine-tuned* trains all weights from where the learner left them. *From scratch* trains all weights from where the learner
+# began. The classifier has seen labels of these classes before.
 
 # %% tags=["nbval-ignore-output"]
 tuned = {name: measure("finetune", live[name], record=record, progress=False).metrics for name in ("classifier", "contrastive")}
@@ -181,10 +201,12 @@ pd.DataFrame(
 ).T.round(1)
 
 # %% [markdown]
+# Compare the two columns: their difference is what the learner's training was worth for this task.
+#
 # ## The evidence
 #
-# Recorded runs on real images (`python -m lib.evidence small`), each about half an hour on two cores that do nothing else. DINO, MST and AttMask
-# inside iBOT stand beside the older ones; they have a longer recipe.
+# These are recorded runs on real images (`python -m lib.evidence small`). Each took about half an hour on two cores that did nothing
+# else. DINO, MST and AttMask inside iBOT stand beside the older methods; their recipe is longer.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import beside_linear, recorded
@@ -194,11 +216,11 @@ found = pd.concat([*found, recorded("strategies", masking="attmask_high")])
 beside_linear(found).round(1)
 
 # %% [markdown]
-# Without labels contrastive learning leads here. Rotation has the neighbours and the linear probe of the talk's methods, jigsaw and colorization
-# stay below the network that has learned nothing, and colorization does not even beat the best constant answer to its own question. That is ten
-# classes at 48 pixels, a small network and mostly one seed.
+# A row is a setting with its masks. Compare each figure with that of the untrained network beside it: what is not above it was not
+# learned. Most rows have few seeds, ten classes, images of 48 pixels and a small network, so small differences between rows say
+# little.
 #
-# What the talk says of transfer is measured in notebooks 09 and 10, with AttMask inside iBOT:
+# The talk also speaks of transfer. Notebooks 08, 09 and 10 measure it with AttMask inside iBOT:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -206,14 +228,34 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-9")
 
 # %% [markdown]
+# Each row is one statement of the claim, with our figures and the verdict.
+#
+# ## What to remember
+#
+# - A pretext task takes its answers out of the images, so it needs no labels.
+# - A network takes the easiest way to an answer. So the easy ways have to be closed.
+# - Judge an encoder by questions that it was not asked, and beside the untrained network.
+#
+# ## References
+#
+# - Gidaris et al., *Unsupervised Representation Learning by Predicting Image Rotations*, ICLR 2018,
+#   [arXiv:1803.07728](https://arxiv.org/abs/1803.07728)
+# - Noroozi and Favaro, *Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles*, ECCV 2016,
+#   [arXiv:1603.09246](https://arxiv.org/abs/1603.09246)
+# - Zhang et al., *Colorful Image Colorization*, ECCV 2016, [arXiv:1603.08511](https://arxiv.org/abs/1603.08511)
+# - Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations* (SimCLR), ICML 2020,
+#   [arXiv:2002.05709](https://arxiv.org/abs/2002.05709)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+#
 # ## What would change your mind?
 #
-# A pretext task is *general* if the frozen encoder is better than the untrained one at questions it was not asked. One set of classes is one question.
-# Depth, pose or texture may rank the tasks otherwise.
+# A pretext task is *general* if the frozen encoder beats the untrained one at questions that it was not asked. One set of classes is
+# one question. Depth, pose or texture may rank the tasks differently.
 #
 # ## Exercises
 #
-# **1.** In how many of nine places do two random orders differ on average? Orders chosen to be far apart should beat that.
+# **1.** In how many of nine places do two random orders differ on average? Orders that are chosen to be far apart should beat this.
 
 # %%
 from course import exercises
@@ -222,7 +264,8 @@ answer = None
 exercises.average_distance(answer)
 
 # %% [markdown]
-# **2.** A batch holds two views each of `images` images. What is the contrastive loss, in nats, of an encoder that gives all views the same vector?
+# **2.** A batch holds two views each of `images` images. What is the contrastive loss, in nats, of an encoder that gives all views
+# the same vector?
 
 # %%
 images = 64
@@ -230,4 +273,28 @@ answer = None
 exercises.blind_contrast(answer, images)
 
 # %% [markdown]
-# Answers: `solutions/01_solutions.ipynb`.
+# **3.** Write the contrastive loss. Join both sets of views, compare all pairs by the cosine, and ask each view for the other view of
+# its image. A view is not compared with itself.
+
+
+# %%
+def info_nce(first, second, temperature):
+    """Float[B, D], Float[B, D], float -> scalar, in nats."""
+
+
+exercises.info_nce(info_nce)
+
+# %% [markdown]
+# **4.** Write the rotation task: all images as they are, then all turned by one quarter (`rot90`), by two and by three; and the
+# numbers of turns.
+
+
+# %%
+def rotations(images):
+    """Float[B, C, S, S] -> Float[4B, C, S, S], Long[4B]."""
+
+
+exercises.rotations(rotations)
+
+# %% [markdown]
+# The answers are in `solutions/01_solutions.ipynb`.

@@ -17,14 +17,28 @@ from course import exercises
 exercises.expected_overlap(0.3)
 
 # %% [markdown]
-# **2.** Sort by attention, leave out the first half of the rest, take the next ones.
+# **2.** Average over the heads, sort, and write `True` at the first places of the order.
 
 # %%
 import torch
 
 
+def attmask_high(attention, ratio):
+    """Float[B, heads, N], float -> Bool[B, N], True = hidden."""
+    order = attention.mean(1).argsort(dim=1, descending=True, stable=True)
+    first = order[:, : int(ratio * order.shape[1])]
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(1, first, True)
+
+
+exercises.attmask_high(attmask_high)
+
+# %% [markdown]
+# **3.** Sort by attention, skip the first half of the rest, take the next ones.
+
+
+# %%
 def middle_mask(attention, ratio):
-    """Float[B, N], float -> Bool[B, N], True = masked."""
+    """Float[B, N], float -> Bool[B, N], True = hidden."""
     tokens = attention.shape[1]
     count = int(ratio * tokens)
     first = (tokens - count) // 2

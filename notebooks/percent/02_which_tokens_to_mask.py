@@ -12,6 +12,10 @@
 # **CPU, 20 s at smoke scale** · nothing downloaded · before it: 00 (map) · after it: 03 (training)
 #
 # **Question.** A student has to guess the patches that are hidden from it. Does it matter *which* patches we hide?
+#
+# *Masked image modeling* hides a part of an image's patches, and a network learns by guessing what is there. Random masks often hide
+# patches that are easy to guess: a patch of sky looks like the sky around it. AttMask hides the patches that the network itself finds
+# important, so that the guess needs an understanding of the object.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -40,10 +44,20 @@ check_parameters(globals())
 # %% [markdown]
 # ## The images and a teacher
 #
-# The teacher is a small Vision Transformer that was trained without labels on photographs (notebook 04; its weights are kept in
-# `records/checkpoints`). Of the networks that were trained without labels and checked what masks hide, `best` is the one whose attention is
-# best on objects: by it, AttMask-High would hide the most of the objects over what AttMask-Low would hide, in photographs that it was not
-# trained on. The teacher sees the **whole** image: patches of 8 pixels on 224 pixels give a grid of 28 x 28 tokens.
+# The teacher is a small Vision Transformer that was trained without labels on photographs (notebook 04). Its weights are kept in
+# `records/checkpoints`. The parameter `network` chooses it. With `best`, it is the kept network whose attention is best on objects:
+# among the networks that were trained without labels, it has the largest difference between what AttMask-High and AttMask-Low hide of
+# the objects, in photographs that it has not seen.
+#
+# The drawing shows the idea so far. In training, there are two random views of an image, and the teacher sees both of them **whole**.
+
+# %%
+import matplotlib.pyplot as plt
+
+from course import drawings
+
+drawings.ibot(3)
+plt.show()
 
 # %%
 from lib.data.views import denormalise
@@ -55,15 +69,35 @@ pictures = denormalise(views)
 teacher = network_to_show(network)
 
 # %% [markdown]
+# Here the teacher sees each photograph as it is. Patches of 8 pixels on an image of 224 pixels give a grid of 28 x 28 tokens.
+#
 # ## Its attention
 #
-# In the last block, the class token [CLS] asks every patch "how much of you do I need?". With its query
-# $q_{\text{cls}}$ and the patches' keys $K$, head $h$ answers (AttMask eq. 4 and 5)
+# In the last block, the class token [CLS] asks every patch: how much of you do I need? In head $h$ the answer is the part of a softmax
+# that belongs to the patches, and the heads are averaged (AttMask, eq. 4 and 5):
 #
-# $$a^{(h)} = \mathrm{softmax}\big(q_{\text{cls}}^{(h)} K^{(h)\top} / \sqrt{d}\big), \qquad \bar a = \frac1H \sum_h a^{(h)} .$$
+# $$a^{(h)} = \mathrm{softmax}\!\left(\frac{q^{(h)} K^{(h)\top}}{\sqrt d}\right) \tag{4}$$
 #
-# Only this one row is needed, so it is computed apart and every block keeps its fused attention: that is what "zero
+# $$\bar a = \frac1H \sum_{h=1}^{H} a^{(h)} \tag{5}$$
+#
+# - $q^{(h)}$, a vector of $d$ numbers, is the query of [CLS] in head $h$.
+# - $K^{(h)}$ holds the keys of all tokens, one in each row.
+# - $d$ is the width of one head, and $H$ is the number of heads.
+# - $\bar a$ has one number for each of the $N$ patches; the number that belongs to [CLS] itself is left out.
+#
+# | equation | what it says | code in `lib/models/vit.py` |
+# |---|---|---|
+# | (4) | one row of the attention, that of [CLS] | `attention = ((q[:, :, :1].to(wide) * attn.scale) @ k.to(wide).mT).softmax(-1).squeeze(2)` |
+# | (5) | mean over heads | `features.attention.mean(1)`, below |
+#
+# The index `:1` takes the query of [CLS] alone; `wide` is 32 bits, since fewer would not rank patches reliably.
+#
+# Only this one row is needed. So it is computed apart from the rest, and every block keeps its fused attention. This is what "zero
 # additional cost" means.
+
+# %%
+drawings.ibot(4)
+plt.show()
 
 # %%
 with torch.no_grad():
@@ -73,9 +107,30 @@ attention = features.attention.mean(1)  # Float[B, N]
 print("grid", grid, "attention", tuple(attention.shape))
 
 # %% [markdown]
+# The output says the size of the grid, and the shape of the attention: one row for each photograph, one column for each patch.
+#
 # ## Six ways to choose
 #
-# A mask is `Bool[B, N]`, and `True` means *masked*. `lib/masking.py` holds all strategies on one page.
+# A mask is `Bool[B, N]`, and `True` means *hidden*. AttMask ranks the patches by their attention (AttMask, section 3.2). Let $\sigma$ be
+# the order of falling attention, $\bar a_{\sigma(1)} \ge \bar a_{\sigma(2)} \ge \dots \ge \bar a_{\sigma(N)}$. Let $r$ be the ratio of
+# patches to hide and $n = \lfloor r N \rfloor$ their number. Then the set of hidden patches is
+#
+# $$M^{\text{High}} = \{\sigma(1), \dots, \sigma(n)\}, \qquad M^{\text{Low}} = \{\sigma(N - n + 1), \dots, \sigma(N)\} .$$
+#
+# **AttMask-Hint** starts with $M^{\text{High}}$. Then it shows some of the hidden patches again: $\lfloor 0.1\, r N \rfloor$ of them,
+# drawn at random from the $\lfloor 0.1\, N \rfloor$ patches of highest attention. They are a hint at what the hidden object is.
+#
+# | what | code in `lib/masking.py` |
+# |---|---|
+# | $\sigma$; of equal patches the first comes first | `order = attention.argsort(dim=1, descending=strategy != "low", stable=True)` |
+# | the first $n$ of $\sigma$ are hidden | `torch.zeros_like(is_first).scatter_(1, order, is_first)` |
+#
+# **Random** masks hide as many patches, wherever they are. **Random (75%)** hides three quarters of them, as MAE does. **Block-wise**
+# masks hide rectangles, as BEiT and iBOT do.
+
+# %%
+drawings.ibot(5)
+plt.show()
 
 # %%
 from lib.masking import attention_mask, block_mask, random_mask
@@ -94,8 +149,8 @@ masks = {
 # %% [markdown]
 # ## The talk's figure
 #
-# Rows: the image, the attention of [CLS], and what each strategy leaves for the student to see. For AttMask-Hint the share of
-# revealed tokens is raised to 5% here, so that the hints can be seen; training uses the paper's smaller share.
+# The rows are the image, the attention of [CLS], and what each strategy leaves for the student to see. For AttMask-Hint, 5% of the
+# patches are shown again here, so that you can see the hints. Training uses the paper's smaller share.
 
 # %%
 from lib.results.figures import hide_patches, image_grid, overlay
@@ -107,8 +162,11 @@ for name, mask in masks.items():
 image_grid(rows, size=1.6)
 
 # %% [markdown]
-# How much of an image, and how much of the teacher's attention, does each strategy hide? Block-wise masking may end below its
-# target; the others are exact. Random masking hides as much attention as tokens. AttMask-High hides more, AttMask-Low less.
+# Each column is one photograph. Compare the two last rows with the attention above them: the grey patches follow the bright ones.
+#
+# How much of an image, and how much of the teacher's attention, does each strategy hide? Random masks hide as much of the attention as
+# of the patches. AttMask-High hides more, AttMask-Low less. Block-wise masks may hide fewer patches than asked; the others hide exactly
+# their number.
 
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
@@ -121,12 +179,15 @@ table = pd.DataFrame(
 table.round(1)
 
 # %% [markdown]
+# Where a row's second number is larger than its first, the strategy hides more of the attention than random masks of its size do.
+#
 # ## What is hidden: object or background?
 #
-# AttMask-High is said to hide the objects. That depends on the teacher: does its attention know where the objects are? The measurement
-# `hiding` asks each kept network, on images whose objects are known (the masks of procedural scenes, or boxes in photographs), how much of
-# the objects each strategy would hide. Random masking hides as much of the objects as of everything. Two rows need no training: the
-# untrained network, and a mask of the patches nearest to the centre, where photographers like to put their objects.
+# AttMask-High is said to hide the objects. This depends on the teacher: does its attention know where the objects are? The measurement
+# `hiding` asks each kept network, on images whose objects are known. It says which part of the objects each strategy would hide.
+#
+# Random masks hide as much of the objects as of everything else. Two more answers need no training: the untrained network, and a mask of
+# the patches nearest to the centre, where photographers like to put their objects.
 
 # %% tags=["nbval-ignore-output"]
 from lib.keep import kept_networks
@@ -150,17 +211,17 @@ from lib.results.figures import network_bars
 network_bars(table[["AttMask-Low", "Random", "AttMask-High"]], title="What the masks hide", xlabel="part of the objects, %")
 
 # %% [markdown]
-# Only where the bar of AttMask-High is clearly longer than that of AttMask-Low do the two hide different things. On these scenes, networks
-# differ: some attend the object, some its background, which also tells the class here.
+# The table and the bars show which part of the objects each strategy hides, for each network. Look for rows in which AttMask-High is
+# clearly above AttMask-Low: only there do the two hide different things. Networks differ in this. On these scenes some networks attend
+# the background, which also tells the class.
 #
-# `entropy` is that of the attention, in percent of an attention that is the same everywhere. Where it is near 100, AttMask-High and Low
-# hide nearly the same as random masking, and no comparison of them means anything. Notebook 04 makes this check for every recorded run.
-
-# %% [markdown]
+# The column `entropy` says how even the attention is: 100 means the same everywhere. Where it is near 100, AttMask-High and AttMask-Low
+# hide nearly the same as random masks, and a comparison of them means nothing. Notebook 04 checks this for every recorded run.
+#
 # ## The paper beside us
 #
-# What masking does to a student's accuracy is measured in notebook 04. The claims that this chapter explains, with the
-# evidence recorded so far:
+# Notebook 04 measures what masks do to a student's accuracy. These are the claims that this chapter explains, with the evidence that is
+# recorded so far:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -168,17 +229,36 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-2", "attmask-3", "attmask-10")
 
 # %% [markdown]
+# Each row is one statement, with the paper's difference, ours, and the verdict.
+#
+# ## What to remember
+#
+# - AttMask hides the patches that the teacher attends most. The teacher computes this attention anyway.
+# - High, Low and Hint differ only in which part of one ranking they hide.
+# - AttMask can hide objects only if the attention knows objects. Measure this before you compare strategies.
+#
+# ## References
+#
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Bao et al., *BEiT: BERT Pre-Training of Image Transformers*, ICLR 2022,
+#   [arXiv:2106.08254](https://arxiv.org/abs/2106.08254)
+# - He et al., *Masked Autoencoders Are Scalable Vision Learners*, CVPR 2022,
+#   [arXiv:2111.06377](https://arxiv.org/abs/2111.06377)
+# - Zhou et al., *iBOT: Image BERT Pre-Training with Online Tokenizer*, ICLR 2022,
+#   [arXiv:2111.07832](https://arxiv.org/abs/2111.07832)
+# - Dosovitskiy et al., *An Image is Worth 16x16 Words* (ViT), ICLR 2021,
+#   [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)
+#
 # ## What would change your mind?
 #
-# If the trained teacher's attention hid no more of the objects than random masking does, then AttMask-High could not be "masking
-# the foreground", whatever its accuracy. The figure above is that test. It also shows what a fixed map of the centre does: a network whose
-# attention merely sits in the middle would pass as well. Run the notebook with `-p scale small` for photographs.
-
-# %% [markdown]
+# If the trained teacher's attention hid no more of the objects than random masks do, AttMask-High would not be "masking the foreground",
+# whatever its accuracy. The table above is this test. Beware of the centre: a network whose attention is always in the middle would pass
+# as well. Run the notebook with `-p scale small` for photographs.
+#
 # ## Exercises
 #
-# **1.** What fraction of the tokens that AttMask-High hides does an independent random mask of ratio 0.3 hide as well, on
-# average? Put a number.
+# **1.** What fraction of the tokens that AttMask-High hides does an independent random mask of ratio 0.3 hide as well, on average?
 
 # %%
 from course import exercises
@@ -187,16 +267,28 @@ answer = None
 exercises.expected_overlap(answer)
 
 # %% [markdown]
-# **2.** Write AttMask-*Middle*: leave out the most attended half of what is not to be masked, then mask the next
-# `int(ratio * N)` tokens, ties to the lower index.
+# **2.** Write AttMask-High in three lines. You get the attention of each head. Average it, rank the patches of each image, and hide the
+# first `int(ratio * N)` of them.
+
+
+# %%
+def attmask_high(attention, ratio):
+    """Float[B, heads, N], float -> Bool[B, N], True = hidden."""
+
+
+exercises.attmask_high(attmask_high)
+
+# %% [markdown]
+# **3.** Write AttMask-*Middle*. With `count = int(ratio * N)`, skip the `(N - count) // 2` most attended patches, and hide the next
+# `count`. Of equal patches, the one with the lower index comes first.
 
 
 # %%
 def middle_mask(attention, ratio):
-    """Float[B, N], float -> Bool[B, N], True = masked."""
+    """Float[B, N], float -> Bool[B, N], True = hidden."""
 
 
-exercises.middle_mask(middle_mask if middle_mask(attention, ratio) is not None else None)
+exercises.middle_mask(middle_mask)
 
 # %% [markdown]
-# Answers: `solutions/02_solutions.ipynb`.
+# The answers are in `solutions/02_solutions.ipynb`.

@@ -24,5 +24,22 @@ print(answer)
 exercises.epochs_saved(answer, fast, slow)
 
 # %% [markdown]
-# **2.** Draws that share images have errors in common, which a mean over draws does not remove. Five disjoint draws use five times as many
-# labelled images; five copies of one draw would be worth one.
+# **2.** `scatter_add_` sums the weights of each class.
+
+# %%
+import torch
+import torch.nn.functional as F
+
+
+def knn(train_x, train_y, test_x, k, classes):
+    """Float[M, D], Long[M], Float[Q, D], int, int -> Long[Q]."""
+    similarity, nearest = (F.normalize(test_x) @ F.normalize(train_x).T).topk(k)  # [Q, k]
+    votes = torch.zeros(len(test_x), classes).scatter_add_(1, train_y[nearest], (similarity / 0.07).exp())
+    return votes.argmax(1)
+
+
+exercises.knn(knn)
+
+# %% [markdown]
+# **3.** Draws that share images have errors in common, which a mean over draws does not remove. Five disjoint draws use five times as
+# many labelled images; five copies of one draw would be worth one.

@@ -11,8 +11,12 @@
 #
 # **CPU, 60 s at smoke scale** · the talk's table on full ImageNet-1k · before it: 05 (convergence and data) · after it: 07 (backgrounds)
 #
-# **Question.** A student may be asked for the whole image, for the hidden patches, or for their pixels. Does what is asked decide whether hiding
-# the attended patches helps?
+# **Question.** A student may be asked for the whole image, for the hidden patches, or for their pixels. Does what is asked decide
+# whether hiding the attended patches helps?
+#
+# Four methods of self-distillation differ in two things: what the student may not see, and what it has to say about it. MST hides
+# what is attended *least*, AttMask what is attended *most*. Both cannot be best, unless the question that is asked makes the
+# difference.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -39,7 +43,7 @@ check_parameters(globals())
 # %% [markdown]
 # ## The paper's table
 #
-# ViT-S/16 on all of ImageNet-1k; $\nu$ examples a class for the columns on the right.
+# The paper trains ViT-S/16 on all of ImageNet-1k. The columns on the right use only $\nu$ labelled images of each class.
 
 # %%
 from lib.results.papers import paper_table
@@ -48,22 +52,25 @@ published = paper_table("attmask", "full_imagenet")
 published
 
 # %% [markdown]
+# Numbers are accuracies in percent; the paper gives no few-example figures for DINO and MST.
+#
 # ## Four methods, one step
 #
-# All four learn a moving average's [CLS] output on other views. What differs is what the student may not see, and what it is asked about that:
+# In all four, the student has to say what a moving average of itself says of other views of the image, by its [CLS] token. They
+# differ in this:
 #
 # | | hidden from the student | asked besides [CLS] |
 # |---|---|---|
 # | **DINO** | nothing | nothing |
-# | **MST** | patches that the teacher attends to least | all pixels of the view, by a decoder |
-# | **iBOT** | a block | the teacher's output for each hidden patch |
-# | **iBOT + AttMask** | patches that the teacher attends to most | the teacher's output for each hidden patch |
+# | **MST** | patches that the teacher attends least | all pixels of the view, by a decoder |
+# | **iBOT** | a block of patches | the teacher's output for each hidden patch |
+# | **iBOT + AttMask** | patches that the teacher attends most | the teacher's output for each hidden patch |
 #
-# And a control: **DINO + AttMask** hides the attended patches and asks nothing about them. The paper expects a gain from hiding alone as well. If it
-# were as large as iBOT's, asking about what is hidden would add nothing.
+# A fifth run is a control. **DINO + AttMask** hides the attended patches and asks nothing about them. The paper expects a gain from
+# hiding alone, too. If that gain were as large as iBOT's, asking about the hidden patches would add nothing.
 #
-# The claims speak of **AttMask-Hint**, which gives a few of the attended patches back (notebook 02). The teacher below is a recorded one: iBOT with
-# AttMask-High, on photographs.
+# The claims speak of **AttMask-Hint**, which shows a few of the attended patches again (notebook 02). The teacher below is a recorded
+# one: iBOT with AttMask-High, on photographs.
 
 # %%
 from lib.data.scenes import render
@@ -98,9 +105,12 @@ image_grid(
 )
 
 # %% [markdown]
+# Each row is one image. A column is what the student of this method sees; grey patches are hidden.
+#
 # ## MST's third question
 #
-# A small decoder turns all the student's tokens, hidden ones included, back into the view. Its loss is the mean absolute difference of the pixels.
+# A small decoder turns all tokens of the student, the hidden ones too, back into the view. Its loss is the mean absolute difference
+# of the pixels.
 
 # %%
 student = create_model("vit_nano", img_size=48, mask_token=True)
@@ -110,7 +120,11 @@ restored = decoder(tokens.patches, tokens.grid)  # [8, 3, 48, 48]
 print("restored:", tuple(restored.shape), f"l1 {(restored - view).abs().mean().item():.1f} before training")
 
 # %% [markdown]
+# The loss is that of an untrained network: it is what there is to learn.
+#
 # ## The runs
+#
+# Five short runs with the same seed.
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -143,6 +157,10 @@ axis.legend(title=None, fontsize=8)
 plt.show()
 log.groupby("method", sort=False).cls.agg(["first", "last"]).round(2)
 
+# %% [markdown]
+# The curves show the [CLS] loss, which all five have in common. They may not be compared with each other: each method learns from
+# targets of its own. What can be compared is what the frozen features are worth.
+
 # %% tags=["nbval-ignore-output"]
 from lib.measure import measure
 
@@ -154,13 +172,12 @@ for name, found in live.items():
 pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# Losses of different methods do not compare them, for each learns from targets of its own; and nine steps rank nothing. The table shows that every
-# method runs through the same measurements.
+# The table shows that every method runs through the same measurements. Nine steps rank nothing.
 #
 # ## The evidence
 #
-# Recorded runs on real images (Imagenette at 48 pixels, a Vision Transformer of width 128 and depth 4), mean over the seeds that there are, beside
-# the paper's rows.
+# These are recorded runs on real images: Imagenette at 48 pixels, a Vision Transformer of width 128 and depth 4. A row is the mean
+# over the seeds that there are.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import beside_linear, recorded
@@ -168,6 +185,9 @@ from lib.results.tables import beside_linear, recorded
 found = [recorded("self_supervised", pooling="none"), recorded("methods"), recorded("strategies")]
 ours = beside_linear(pd.concat(found))
 ours.round(1)
+
+# %% [markdown]
+# Here are our figures beside the paper's rows:
 
 # %% tags=["nbval-ignore-output"]
 rows = {"dino": "dino_cpu", "mst": "mst_cpu", "ibot": "ibot_cpu", "ibot_attmask_high": "ibot_cpu", "ibot_attmask_hint": "ibot_cpu"}
@@ -189,8 +209,11 @@ network_bars(table[["k-NN, paper", "k-NN, ours"]], title="Methods: full ImageNet
 table.round(1)
 
 # %% [markdown]
-# Ours lie within about a point of each other, by neighbours as by the linear probe: at this size and with so few seeds the methods cannot be told
-# apart, with masks or without. All are above the untrained network.
+# The bars compare k-NN accuracies: the paper's and ours, by method. Compare methods within one colour. Our images and our network are
+# far smaller than the paper's, so the heights of two colours say nothing about each other. With few seeds, differences of about a
+# point cannot tell methods apart.
+#
+# The verdicts on the two claims:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -198,14 +221,35 @@ from lib.results.figures import verdict_table
 verdict_table("attmask-6", "attmask-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - MST and AttMask use the same attention in opposite ways. What the student is asked makes the difference.
+# - Losses of different methods do not compare them. Measurements of the frozen features do.
+# - A control separates two causes: here, hiding patches and asking about them.
+#
+# ## References
+#
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Li et al., *MST: Masked Self-Supervised Transformer for Visual Representation*, NeurIPS 2021,
+#   [arXiv:2106.05656](https://arxiv.org/abs/2106.05656)
+# - Zhou et al., *iBOT: Image BERT Pre-Training with Online Tokenizer*, ICLR 2022,
+#   [arXiv:2111.07832](https://arxiv.org/abs/2111.07832)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+#
 # ## What would change your mind?
 #
-# If DINO + AttMask gained over DINO as much as iBOT + AttMask over iBOT, then the masks would be an augmentation, and nothing would need to be
-# asked about what they hide. If iBOT with AttMask-Low came out as iBOT with AttMask-High, it would not matter which patches are hidden.
+# Suppose that DINO + AttMask gained as much over DINO as iBOT + AttMask gains over iBOT. Then the masks would be one more
+# augmentation, and nothing would need to be asked about what they hide. Or suppose that iBOT were as good with AttMask-Low as with
+# AttMask-High. Then it would not matter which patches are hidden.
 #
 # ## Exercises
 #
-# **1.** AttMask-Hint gains how many points of k-NN over MST in the paper's table?
+# **1.** By how many points of k-NN is AttMask-Hint above MST in the paper's table?
 
 # %%
 from course import exercises
@@ -214,12 +258,27 @@ answer = None
 exercises.hint_over_mst(answer)
 
 # %% [markdown]
-# **2.** MST hides at ratio $r$ the patches of least attention. Which part of the attention do they hold if it is spread evenly, and if one patch has all
-# of it? Write a function of the attention (Float[B, N]) and of the ratio that gives the hidden part (Float[B]).
+# **2.** MST hides the `int(ratio * N)` patches of least attention. Write a function that gives the part of the attention which these
+# patches hold. What is it if the attention is spread evenly, and if one patch has all of it?
+
 
 # %%
-answer = None
-exercises.hidden_attention(answer)
+def hidden_attention(attention, ratio):
+    """Float[B, N], float -> Float[B]."""
+
+
+exercises.hidden_attention(hidden_attention)
 
 # %% [markdown]
-# Answers: `solutions/06_solutions.ipynb`.
+# **3.** Hide patches from the student: replace the embeddings of the hidden patches by the learned mask token.
+
+
+# %%
+def masked_tokens(tokens, mask, mask_token):
+    """Float[B, N, D], Bool[B, N] (True = hidden), Float[D] -> Float[B, N, D]."""
+
+
+exercises.masked_tokens(masked_tokens)
+
+# %% [markdown]
+# The answers are in `solutions/06_solutions.ipynb`.

@@ -17,8 +17,8 @@ from course import exercises
 exercises.hint_over_mst(0.7)
 
 # %% [markdown]
-# **2.** Evenly spread, they hold their share of the patches, $\lfloor rN \rfloor / N$; if one patch has it all, nothing. That is why MST's student still
-# sees the object.
+# **2.** If the attention is spread evenly, they hold their share of the patches, $\lfloor rN \rfloor / N$. If one patch has all of
+# it, they hold nothing. That is why MST's student still sees the object.
 
 # %%
 from lib.masking import attention_mask
@@ -31,3 +31,17 @@ def hidden_attention(attention, ratio):
 
 
 exercises.hidden_attention(hidden_attention)
+
+# %% [markdown]
+# **3.** `True` chooses the token, which is broadcast over images and patches.
+
+# %%
+import torch
+
+
+def masked_tokens(tokens, mask, mask_token):
+    """Float[B, N, D], Bool[B, N] (True = hidden), Float[D] -> Float[B, N, D]."""
+    return torch.where(mask.unsqueeze(-1), mask_token, tokens)
+
+
+exercises.masked_tokens(masked_tokens)

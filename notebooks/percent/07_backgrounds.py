@@ -9,10 +9,13 @@
 # %% [markdown]
 # # 07 · Backgrounds
 #
-# **CPU, 40 s at smoke scale** · objects cut out and pasted before other backgrounds · before it: 05 (convergence and data) · after it:
-# 08 (retrieval)
+# **CPU, 40 s at smoke scale** · objects cut out and pasted before other backgrounds · before it: 06 (methods) · after it: 08
+# (retrieval)
 #
 # **Question.** Does a classifier name the object, or what is usually behind it? And do AttMask and SimPool change that?
+#
+# A fish is mostly photographed in water, and a network may learn the water. On common test images nobody would notice. So we take the
+# images apart and put the objects before other backgrounds.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -39,12 +42,17 @@ check_parameters(globals())
 # %% [markdown]
 # ## One image, eight ways
 #
-# ImageNet-9 takes apart what a classifier sees. **OF** keeps only the object; **MS**, **MR** and **MN** paste it before a background of its
-# own class, of a random one and of the next one; **NF** blackens the object and leaves its silhouette; **OBB** blackens its box, **OBT**
-# covers the box with background. A classifier of objects is good at the first four and bad at the last three.
+# ImageNet-9 shows a classifier the object and its background apart:
 #
-# Here the images are of this scale's data. Scenes know their objects exactly; in photographs with boxes GrabCut finds them, as it did
-# for ImageNet-9.
+# - **OF** keeps only the object.
+# - **MS**, **MR** and **MN** paste the object before a background of its own class, of a random class, and of the next class.
+# - **NF** blackens the object, so that its silhouette is left.
+# - **OBB** blackens the object's box, and **OBT** covers the box with background.
+#
+# A classifier of objects is good at the first four and bad at the last three.
+#
+# Here the images are of this scale's data. In scenes, the objects are known exactly. In photographs with boxes, GrabCut finds them,
+# as it did for ImageNet-9.
 
 # %%
 from lib.evaluation.backgrounds import VARIANTS, background_variants, known_objects
@@ -72,11 +80,13 @@ image_grid({"": [variants[name][first] for name in order]}, titles=order, size=1
 pd.Series({name: what for name, (_, what) in VARIANTS.items()}, name="what is seen").to_frame()
 
 # %% [markdown]
+# The strip shows one image in its eight variants, and the table says what is seen in each.
+#
 # ## Classifiers that have learned backgrounds
 #
-# The networks are recorded ones. On top of each, a linear classifier learns this scale's images with their own backgrounds, while the
-# network is frozen; the supervised networks answer by themselves where the classes are those that they were trained for. In scenes the
-# background is the class's own at least half of the time, so there is something to be tempted by.
+# The networks are recorded ones, and they are frozen. On top of each, a linear classifier learns the images of this scale with their
+# own backgrounds. Where a supervised network was trained for these very classes, it answers by itself. In scenes, the background is
+# the class's own at least half of the time, so there is something to be tempted by.
 
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.backgrounds import background_accuracy
@@ -95,7 +105,8 @@ for name, network in kept_networks("supervised", "ibot").items():
 # %% [markdown]
 # ## Accuracy on every variant
 #
-# The gap between MS and MR is what a foreign background costs: the smaller, the less a classifier leans on it. Ten classes make 10% chance.
+# The difference between MS and MR is the price of a foreign background. The smaller it is, the less a classifier leans on the
+# background. With ten classes, chance is 10%.
 
 # %% tags=["nbval-ignore-output"]
 pairs = {name: (changed, labels) for name, changed in variants.items()}
@@ -103,8 +114,8 @@ accuracies = pd.DataFrame({name: background_accuracy(network, pairs, **view) for
 accuracies.rename(columns={"background_gap": "MS - MR"}).round(1)
 
 # %% [markdown]
-# At smoke scale these networks come from photographs and have seen few scenes. Compare **OF**, the object alone, with **NF**, the
-# background alone: they name what is behind the object. On scenes that is worth 55%, as the background is right by itself in half of them
+# Compare **OF**, the object alone, with **NF**, the background alone. At smoke scale the networks come from photographs and have seen
+# few scenes. In scenes, a classifier of backgrounds alone would reach 55%: the background is right by itself in half of the images,
 # and by luck in a tenth of the rest.
 
 # %% tags=["nbval-ignore-output"]
@@ -117,7 +128,11 @@ plt.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=8, f
 plt.show()
 
 # %% [markdown]
+# Each group of bars is a variant, and each colour a network; the numbers are those of the table.
+#
 # ## Recorded, and the paper's
+#
+# Our recorded runs, the mean over their seeds; `background_gap` is MS less MR.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded
@@ -125,6 +140,9 @@ from lib.results.tables import recorded
 records = recorded("backgrounds")
 shown = [*VARIANTS, "background_gap", "untrained_IN-9"]
 records.groupby(["setting", "masking", "pooling"], sort=False, dropna=False)[shown].mean().round(1) if len(records) else "no records yet"
+
+# %% [markdown]
+# The paper's tables, and the verdicts on the two claims:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -135,29 +153,61 @@ print(paper_table("simpool", "backgrounds").to_string())
 verdict_table("attmask-8", "simpool-7")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - A high accuracy does not say what a network looks at. Change one thing and measure again.
+# - The gap between MS and MR is what a foreign background costs.
+# - Robustness is a smaller gap at the same accuracy, and not a higher accuracy everywhere.
+#
+# ## References
+#
+# - Xiao et al., *Noise or Signal: The Role of Image Backgrounds in Object Recognition* (ImageNet-9), ICLR 2021,
+#   [arXiv:2006.09994](https://arxiv.org/abs/2006.09994)
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Rother et al., *GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts*, SIGGRAPH 2004,
+#   [doi:10.1145/1015706.1015720](https://doi.org/10.1145/1015706.1015720)
+#
 # ## What would change your mind?
 #
-# A network that is better on every variant, the blackened ones too, is simply a better network. Robustness would show as a smaller gap
-# between MS and MR at the same accuracy on the originals. Look at both before you believe the claim.
+# A network that is better on every variant, the blackened ones too, is simply a better network. Robustness is something else: a
+# smaller gap between MS and MR at the same accuracy on the originals. Look at both before you believe the claim.
 #
 # ## Exercises
 #
-# **1.** A classifier looks at backgrounds alone and names their class without error; its classes are ten and equally frequent. What is
-# its accuracy, in percent, on MS, on MR and on MN?
+# **1.** A classifier looks at backgrounds alone, and names their class without error. There are ten classes, all equally frequent.
+# What is its accuracy, in percent, on MS, on MR and on MN?
 
 # %%
 from course import exercises
 
-same, random, following = None, None, None
-exercises.background_only(same, random, following)
+answer = None  # three numbers: MS, MR, MN
+exercises.background_only(answer)
 
 # %% [markdown]
-# **2.** A classifier of ImageNet-1k sees an image of ImageNet-9 with a bird and says *peacock* (class 84). Which of the nine classes is that
-# (-1 for none)?
+# **2.** A classifier of ImageNet-1k sees an image of ImageNet-9 with a bird, and says *peacock* (class 84). Which of the nine classes
+# is that (-1 for none)?
 
 # %%
 nine = None
 exercises.peacock(nine)
 
 # %% [markdown]
-# Answers: `solutions/07_solutions.ipynb`.
+# **3.** Write the accuracy of ImageNet-9. `mapping` translates the 1000 classes into the nine, with -1 for all others, which always
+# count as wrong.
+
+
+# %%
+def in9_accuracy(predicted, labels, mapping):
+    """Long[B] of 1000 classes, Long[B] of nine, Long[1000] -> percent."""
+
+
+exercises.in9_accuracy(in9_accuracy)
+
+# %% [markdown]
+# The answers are in `solutions/07_solutions.ipynb`.

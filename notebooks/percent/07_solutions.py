@@ -14,11 +14,23 @@
 # %%
 from course import exercises
 
-exercises.background_only(100, 10, 0)
+exercises.background_only((100, 10, 0))
 
 # %% [markdown]
-# **2.** None: -1. In the hierarchy that ImageNet-9 was made with, game birds stand under *game* and not under *bird*. So an answer can be
-# right and count as wrong.
+# **2.** None: -1. In the hierarchy that ImageNet-9 was made with, game birds stand under *game* and not under *bird*. So a right
+# answer can count as wrong.
 
 # %%
 exercises.peacock(-1)
+
+# %% [markdown]
+# **3.** -1 never equals a label, so nothing has to be left out.
+
+
+# %%
+def in9_accuracy(predicted, labels, mapping):
+    """Long[B] of 1000 classes, Long[B] of nine, Long[1000] -> percent."""
+    return 100 * (mapping[predicted] == labels).double().mean().item()
+
+
+exercises.in9_accuracy(in9_accuracy)

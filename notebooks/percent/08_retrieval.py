@@ -13,6 +13,9 @@
 # (backgrounds) · after it: 09 (video)
 #
 # **Question.** Do two images of the same thing have similar features, with nothing trained for it, and does AttMask make them more so?
+#
+# Somebody shows a photograph of a building and asks for all other photographs of it. The network was never trained for this. It only
+# turns images into vectors. If images of the same thing have similar vectors, the nearest ones are the answer.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -38,9 +41,9 @@ check_parameters(globals())
 # %% [markdown]
 # ## How a ranking is judged
 #
-# First without a network. A query shows a landmark, and somebody has sorted the images of the database by how hard it is to see there:
-# *easy*, *hard*, *junk* (hardly at all: neither right nor wrong) and all the others. Three protocols ask for more and more. What a
-# protocol ignores is taken out of the ranking before anything is counted.
+# First without a network. A query shows a landmark. Somebody has sorted the images of the database by how hard it is to see this
+# landmark in them: *easy*, *hard*, *junk* (it can hardly be seen, so the image is neither right nor wrong), and all others. There are
+# three protocols, each harder than the one before. What a protocol ignores is taken out of the ranking before anything is counted.
 #
 # | protocol | right | ignored |
 # |---|---|---|
@@ -62,7 +65,15 @@ for protocol, (right, ignored) in PROTOCOLS.items():
     print(f"{protocol:6}   {left:13}   average precision {revisited_map(ranks, [truth], protocol=protocol):.1f}")
 
 # %% [markdown]
-# Average precision is the area under the curve of precision over recall, by the trapezoid rule. Medium, drawn:
+# Each line is a protocol; `+` is a right image and `-` a wrong one.
+#
+# *Average precision* is the area under the curve of precision over recall. Let the $R$ right images be at the places $n_1 < n_2 <
+# \dots < n_R$ of the ranking. With the trapezoid rule,
+#
+# $$\mathrm{AP} = \frac1R \sum_{j=1}^{R} \frac12 \left( \frac{j - 1}{n_j - 1} + \frac{j}{n_j} \right),$$
+#
+# where the first fraction is 1 if $n_j = 1$. It is the precision just before the $j$-th right image, and the second one is the
+# precision at it. Here is the medium protocol, drawn:
 
 # %%
 import matplotlib.pyplot as plt
@@ -78,14 +89,16 @@ plt.show()
 print(f"area: {100 * torch.trapezoid(precision, recall):.1f}%")
 
 # %% [markdown]
+# The blue area is the average precision; it equals the number that the table above gives for this protocol.
+#
 # ## Queries and a database
 #
-# At smoke scale a query is a scene, and the database holds a second one of the same object (the same texture and the same two colours,
-# posed anew before another background) among 159 others. All of these are easy, so that the easy and the medium protocol agree. At small
-# scale it is revisited Oxford.
+# At smoke scale, a query is a scene. The database holds one more scene with the same object: the same texture and the same two
+# colours, in another pose and before another background. Around it are 159 others. All right images are easy, so the easy and the
+# medium protocol agree. At small scale the data is revisited Oxford.
 #
-# An image is described by the network's pooled vector at three sizes, 1, $1/\sqrt2$ and 1/2, each normalised, and their sum. The nearest
-# image is the one with the highest cosine.
+# The network describes an image by its pooled vector at three sizes, 1, $1/\sqrt2$ and 1/2. Each vector is normalised, and the three
+# are added. The nearest image is the one with the highest cosine.
 
 # %%
 from lib.keep import kept_networks
@@ -105,7 +118,7 @@ print("ranked by", ", ".join(answers))
 # %% [markdown]
 # ## What comes first
 #
-# A query of two networks each, and its five nearest images. Framed: those that show the same thing.
+# Two queries for each of two networks, with the five nearest images. Those that show the same thing are framed.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import image_grid, neighbours
@@ -117,9 +130,12 @@ for name in ("iBOT, AttMask-High", "supervised, SimPool"):
 image_grid(rows, titles=["query", *"12345"], size=1.2)
 
 # %% [markdown]
+# Look at what the wrong images have in common with the query: is it the background, or the colours?
+#
 # ## Mean average precision
 #
-# In percent, mean over the queries, with the precision of the first image (mP@1) beside it. Chance is the mean of 20 random rankings.
+# In percent, the mean over the queries, with the precision of the first image (mP@1) beside it. The row *chance* is the mean of 20
+# random rankings.
 
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
@@ -141,9 +157,12 @@ sns.barplot(long, y="network", x="percent", hue="protocol").set_title("Image ret
 plt.show()
 
 # %% [markdown]
+# The bars show the mean average precision of each network, by protocol. Read them from the bar of chance on.
+#
 # ## Recorded, and the paper's
 #
-# The paper retrieves with the [CLS] of ViT-S/16, pre-trained on all of ImageNet-1k, at 512 pixels.
+# The paper retrieves with the [CLS] of ViT-S/16, pre-trained on all of ImageNet-1k, at 512 pixels. First our recorded figures, the
+# mean over seeds:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded
@@ -151,6 +170,9 @@ from lib.results.tables import recorded
 records = recorded("retrieval")
 shown = [name for name in records if name.endswith("_map")]
 records.groupby(["setting", "masking", "pooling"], sort=False, dropna=False)[shown].mean().round(1) if len(records) else "no records yet"
+
+# %% [markdown]
+# And the paper's figures, with the verdicts:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -161,12 +183,30 @@ print(published.filter(like="rox").join(published.filter(like="rparis")).dropna(
 verdict_table("attmask-9")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - Retrieval asks whether the same thing has similar features, with nothing trained for it.
+# - Average precision is an area under precision over recall; the rule of integration is a part of its definition.
+# - An untrained network is above chance already. Only what exceeds it was learned.
+#
+# ## References
+#
+# - Radenović et al., *Revisiting Oxford and Paris: Large-Scale Image Retrieval Benchmarking*, CVPR 2018,
+#   [arXiv:1803.11285](https://arxiv.org/abs/1803.11285)
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+#
 # ## What would change your mind?
 #
-# The neighbours above share the query's background more often than its object: a background is most of an image, and two images before
-# the same one are near to each other whatever they show. These networks were asked for classes, or for nothing, never for single things.
-# An untrained one compares colours, which already beats chance. And with 60 queries of one right image each, a few percent of mAP are two
-# or three queries' luck: look for a gain over *untrained* that stays when the queries change.
+# The nearest images often share the query's background, and not its object. A background is most of an image, so two images before
+# the same one are similar, whatever they show. These networks were asked for classes, or for nothing, and never for single things. An
+# untrained network compares colours, and this already beats chance. With 60 queries of one right image each, a few percent of mAP are
+# two or three lucky queries. So look for a gain over *untrained* that stays when the queries change.
 #
 # ## Exercises
 #
@@ -186,4 +226,15 @@ chance = None
 exercises.random_ranking(chance)
 
 # %% [markdown]
-# Answers: `solutions/08_solutions.ipynb`.
+# **3.** Write the average precision of a ranking by the equation above.
+
+
+# %%
+def average_precision(right):
+    """Bool[n], True where an image of the ranking is right -> percent."""
+
+
+exercises.average_precision(average_precision)
+
+# %% [markdown]
+# The answers are in `solutions/08_solutions.ipynb`.

@@ -9,7 +9,8 @@
 # %% [markdown]
 # # Solutions to 10 · Detection and segmentation
 #
-# **1.** One down; across, one starts at 0 and the last one ends at the edge, at 683 - 512 = 171: two.
+# **1.** One window covers the height. Across, the first starts at 0, and the last one ends at the edge, so it starts at 683 - 512 =
+# 171. So there are two.
 
 # %%
 from course import exercises
@@ -21,3 +22,21 @@ exercises.windows(2)
 
 # %%
 exercises.lowest_rate(0.8**13)
+
+# %% [markdown]
+# **3.** First leave out the pixels, then count class by class.
+
+
+# %%
+def mean_iou(predicted, truth, classes):
+    """Long[P], Long[P], int -> mean IoU in [0, 1]."""
+    predicted, truth = predicted[truth != 255], truth[truth != 255]
+    ious = []
+    for c in range(classes):
+        found, true = predicted == c, truth == c
+        if (found | true).any():
+            ious.append(((found & true).sum() / (found | true).sum()).item())
+    return sum(ious) / len(ious)
+
+
+exercises.mean_iou(mean_iou)

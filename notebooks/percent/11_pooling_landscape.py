@@ -13,6 +13,10 @@
 #
 # **Question.** Fourteen methods turn the features of an image into one vector. Are they fourteen ideas, or one algorithm with
 # fourteen settings?
+#
+# A network gives one vector for each place of an image. A classifier needs one vector for the whole image. *Pooling* is the step between
+# them. Convolutional networks average, transformers use a class token, and many other ways were proposed. The paper writes all of them as
+# one algorithm. So they can be compared part by part, and a new one can be put together from the parts: SimPool.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -39,15 +43,30 @@ check_parameters(globals())
 # %% [markdown]
 # ## The algorithm
 #
-# Features $X$ are $p$ vectors of $d$ channels, the patches of a transformer or the pixels of a convolutional network's last map. Pooled
-# vectors $U$ are $k$ of them, mostly one. Start from $U^0$ and repeat:
+# - $X$ are the features: $p$ vectors with $d$ channels. They are the patches of a transformer, or the pixels of a convolutional
+#   network's last map.
+# - $U$ are the pooled vectors: $k$ of them, mostly one.
+#
+# Start from $U^0$ and repeat:
 #
 # $$Q = \phi_Q(U), \quad K = \phi_K(X) \qquad \text{what the pooled vectors ask, what the features answer}$$
 # $$S_{ij} = s(k_i, q_j), \quad A = h(S) \qquad \text{similarities, turned into attention}$$
-# $$V = \phi_V(X), \quad Z = f^{-1}(f(V)\, A) \qquad \text{a generalised mean of values}$$
-# $$X \leftarrow \phi_X(X), \quad U \leftarrow \phi_U(Z)$$
+# $$V = \phi_V(X), \quad Z = f^{-1}(f(V)\, A) \qquad \text{a generalised mean of the values } V \text{, weighted by the attention } A$$
+# $$X \leftarrow \phi_X(X), \quad U \leftarrow \phi_U(Z) \qquad \text{what the next round starts from}$$
 #
-# `lib/pooling/framework.py` holds it once. These are the lines that run:
+# The drawing shows this, and below it SimPool as one instance. A dashed part is one that a method leaves out. SimPool's parts come
+# from the same declarations as the table further below; `drawings.pooling("cait", "gem")` draws others.
+
+# %%
+import matplotlib.pyplot as plt
+
+from course import drawings
+
+drawings.pooling("simpool")
+plt.show()
+
+# %% [markdown]
+# `lib/pooling/framework.py` holds the algorithm once. These are the lines that run:
 
 # %%
 import inspect
@@ -60,8 +79,8 @@ print(source[source.index("        for iteration") : source.index("        vecto
 # %% [markdown]
 # ## The talk's table, printed from the code
 #
-# A method is a class that declares its parts, each with the symbol that the talk gives it. So the table is not a description of the
-# code, it *is* the code.
+# Each method is a class that declares its parts, each with the symbol that the talk gives it. So this table is not a description of
+# the code: it is printed from the code. An empty cell is a part that the method leaves out.
 
 # %%
 import pandas as pd
@@ -72,7 +91,7 @@ pd.set_option("display.max_columns", None, "display.width", 250)
 landscape().drop(columns=["name", "simplified"])
 
 # %% [markdown]
-# The published table, cell by cell. GE is compared in the paper but not in the talk's table.
+# We compare it with the published table, cell by cell. GE is compared in the paper, but it is not in the talk's table.
 
 # %%
 from lib.results.papers import published_landscape as published
@@ -84,8 +103,27 @@ print(f"{theirs.size} cells, {different.to_numpy().sum()} differ; only here: {[m
 # %% [markdown]
 # ## One row in full: SimPool
 #
-# The query is the average of the features; keys and values are the features themselves, normalised; no value projection, no
-# output projection. What is left of a transformer's class attention is the attention.
+# SimPool is one attention step with as few parts as possible. The query is the average of the features. Keys and values are the features
+# themselves, normalised. There is no projection of the values, and none of the output. The numbers are those of the paper (its figure 2).
+#
+# | equation | in words | code in `lib/pooling/simpool.py` |
+# |---|---|---|
+# | (12) $\; u^0 = \pi_A(X) = \frac1p X 1_p$ | the initial vector is the average of the features | `U0, s = average, dot_product` |
+# | (13) $\; q = W_Q\, u^0$ | the query | `self.wq(t.U)` |
+# | (14) $\; K = W_K\, \mathrm{LN}(X)$ | the keys, one for each feature | `self.wk(self.norm_patches(t.X))` |
+# | (15) $\; a = \sigma_2\big(K^\top q / \sqrt d\big)$ | the attention: a softmax over the features | `over_tokens(t.S * self.scale)` |
+# | $\; V = \mathrm{LN}(X) - \min \mathrm{LN}(X) + 10^{-6}$ | the values, all above zero | `values - values.amin(SCOPES[self.min_scope], keepdim=True) + 1e-6` |
+# | (17) $\; u = f_\alpha^{-1}\big(f_\alpha(V)\, a\big)$ | the pooled vector: a generalised mean | `Power(1.0 if self.gamma is None else self.gamma)` |
+#
+# - $1_p$ is a vector of $p$ ones, so (12) is global average pooling, of features that are not normalised.
+# - $W_Q$ and $W_K$ are learned matrices of $d \times d$ numbers, without a bias. Together with the LayerNorm they are all the parameters:
+#   $2d^2 + 2d$.
+# - $\mathrm{LN}$ is a LayerNorm over channels. Keys and values use the same one. The paper's table leaves it out and writes $X$.
+# - $\sigma_2$ is the softmax over the $p$ features, so the weights $a$ sum to 1.
+# - $\min$ runs over all elements of one image. It makes the values positive, which a power needs. It is not added back at the end.
+# - $f_\alpha(x) = x^{(1 - \alpha) / 2}$, and $\ln x$ for $\alpha = 1$. The code calls the power $\gamma = (1 - \alpha) / 2$.
+#
+# Here are the same lines in the class:
 
 # %%
 from lib.pooling import SimPool
@@ -96,11 +134,14 @@ print(source[source.index('    @part("W_Q U")') : source.index("    def shifted"
 # %% [markdown]
 # ## The pooling function
 #
-# $f_\alpha(x) = x^{\gamma}$ with $\gamma = (1 - \alpha) / 2$ makes the mean a *generalised* mean: $\gamma = 1$ is the average, $\gamma \to 0$ the
-# geometric mean, $\gamma \to \infty$ the maximum. Here it pools one channel with values 1 to 9, evenly attended.
+# The power $\gamma = (1 - \alpha) / 2$ makes the mean a *generalised* mean:
+#
+# $$u = \Big(\sum_{i=1}^{p} a_i\, v_i^{\gamma}\Big)^{1 / \gamma}$$
+#
+# $\gamma = 1$ gives the average. Towards $\gamma = 0$ it becomes the geometric mean, and for large $\gamma$ the maximum. The paper
+# takes 1.25 for transformers and 2 for convolutional networks. Here it pools one channel with the values 1 to 9, evenly attended.
 
 # %%
-import matplotlib.pyplot as plt
 import seaborn as sns
 
 from lib.pooling.framework import Power
@@ -116,10 +157,13 @@ plt.show()
 means.round(2).to_frame().T
 
 # %% [markdown]
+# The curve rises from the geometric mean of the nine values towards their maximum, 9.
+#
 # ## Every method on one image
 #
-# The features are a recorded network's patches (iBOT on photographs). The poolings' own weights are random, so what SimPool or
-# [CLS] attends here is not learned yet; what HOW, k-means and OTK attend needs no learning. Maps are stretched to their range.
+# The features are the patches of a kept network, which was trained without labels on photographs. The poolings' own weights are
+# random. So what SimPool or [CLS] attends here is not learned yet. What HOW, k-means and OTK attend needs no learning. Each map is
+# stretched to its own range.
 
 # %%
 from lib.data.views import denormalise
@@ -147,6 +191,9 @@ image_grid(
     titles=["image", "1st vector", "2nd vector", "3rd vector"],
 )
 
+# %% [markdown]
+# A row is a method whose attention depends on the image. Methods with several pooled vectors have one map for each.
+
 # %% tags=["nbval-ignore-output"]
 rows = {
     TITLES[name]: {
@@ -159,10 +206,13 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
+# The table lists all methods: the shape of what they give back, their number of parameters, and whether their attention depends on
+# the image.
+#
 # ## Two sliders
 #
-# In a running notebook, move the power $\gamma$ of a generalised mean over the image's channels, and the number of clusters of k-means.
-# The pictures above and below are their static rendering.
+# In a running notebook, you can move the power $\gamma$ of a generalised mean over the image's channels, and the number of clusters
+# of k-means. The picture below shows one setting.
 
 
 # %%
@@ -187,7 +237,7 @@ ipywidgets.interactive(show, gamma=(0.25, 8.0, 0.25), k=(1, 6))
 # %% [markdown]
 # ## The paper's comparison
 #
-# ResNet-18 on 20% of ImageNet-1k. Notebook 12 runs our version of it.
+# The paper trains ResNet-18 on 20% of ImageNet-1k with each method. Notebook 12 runs our version of it.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import dots, verdict_table
@@ -201,29 +251,74 @@ accuracy.join(landscape().group).rename(index=TITLES)
 verdict_table("simpool-1")
 
 # %% [markdown]
+# The dots and the table are the paper's accuracies. The last table has the verdict on the claim, from our records.
+#
+# ## What to remember
+#
+# - All these poolings are one algorithm: a query asks keys, and a generalised mean of values answers.
+# - SimPool leaves out what it can: one query (the average), two matrices, no value or output projection, no iteration.
+# - The power gamma moves the mean between the average and the maximum. It needs positive values, so the minimum is
+#   subtracted.
+#
+# ## References
+#
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Lin et al., *Network In Network* (GAP), ICLR 2014, [arXiv:1312.4400](https://arxiv.org/abs/1312.4400)
+# - Radenović et al., *Fine-tuning CNN Image Retrieval with No Human Annotation* (GeM), PAMI 2019,
+#   [arXiv:1711.02512](https://arxiv.org/abs/1711.02512)
+# - Tolias et al., *Learning and Aggregating Deep Local Descriptors for Instance-Level Recognition* (HOW), ECCV 2020,
+#   [arXiv:2007.13172](https://arxiv.org/abs/2007.13172)
+# - Mialon et al., *A Trainable Optimal Transport Embedding for Feature Aggregation* (OTK), ICLR 2021,
+#   [arXiv:2006.12065](https://arxiv.org/abs/2006.12065)
+# - Locatello et al., *Object-Centric Learning with Slot Attention*, NeurIPS 2020,
+#   [arXiv:2006.15055](https://arxiv.org/abs/2006.15055)
+# - Hu et al., *Squeeze-and-Excitation Networks* (SE), CVPR 2018, [arXiv:1709.01507](https://arxiv.org/abs/1709.01507)
+# - Hu et al., *Gather-Excite* (GE), NeurIPS 2018, [arXiv:1810.12348](https://arxiv.org/abs/1810.12348)
+# - Woo et al., *CBAM: Convolutional Block Attention Module*, ECCV 2018,
+#   [arXiv:1807.06521](https://arxiv.org/abs/1807.06521)
+# - Dosovitskiy et al., *An Image is Worth 16x16 Words* (ViT), ICLR 2021,
+#   [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)
+# - Touvron et al., *Going deeper with Image Transformers* (CaiT), ICCV 2021,
+#   [arXiv:2103.17239](https://arxiv.org/abs/2103.17239)
+#
 # ## What would change your mind?
 #
-# A pooling that needs a part which the algorithm does not have. Try to write one down: an attention that depends on the *other*
-# images of a batch, for example, fits nowhere. (SimPool's released code has that property by accident: it takes the minimum of $V$ over the
-# whole batch, see `min_scope`.)
+# You would doubt the framework if a pooling needed a part that the algorithm does not have. Try to write one down. For example, an
+# attention that depends on the *other* images of a batch fits nowhere. (SimPool's released code has this property by accident: it
+# takes the minimum of $V$ over the whole batch, see `min_scope`.)
 #
 # ## Exercises
 #
-# **1.** Declare a fifteenth pooling, `norm_softmax`: attention is the softmax over tokens of their l2 norms, values are the features, and the
-# mean is the plain one. One class with two parts of your own; everything else is in `lib.pooling.framework`.
+# **1.** Write SimPool in six lines, by the equations above. Take a LayerNorm without weights: `F.layer_norm(X, X.shape[2:], eps=1e-6)`.
 
 # %%
+from torch.nn import functional as F  # noqa: F401
+
 from course import exercises
 
-NormSoftmax = None  # class NormSoftmax(Pooling, name="norm_softmax"): ...
-exercises.norm_softmax(NormSoftmax)
+
+def simpool(X, W_Q, W_K, gamma):
+    """Float[B, N, D], Float[D, D], Float[D, D], float -> Float[B, D]; a row x is mapped to x @ W.T."""
+
+
+exercises.simpool(simpool)
 
 # %% [markdown]
-# **2.** For which $\gamma$ is the generalised mean of $(1, 3)$, evenly attended, equal to $\sqrt 5$?
+# **2.** Declare a fifteenth pooling, `norm_softmax`. Its attention is the softmax over tokens of their l2 norms, its values are the
+# features, and its mean is the plain one. Write a class `NormSoftmax(Pooling, name="norm_softmax")` with the parts that it needs;
+# everything else is in `lib.pooling.framework`. The answer is an instance for 5 channels, `NormSoftmax(5)`.
+
+# %%
+answer = None  # NormSoftmax(5)
+exercises.norm_softmax(answer)
+
+# %% [markdown]
+# **3.** For which $\gamma$ is the generalised mean of $(1, 3)$, evenly attended, equal to $\sqrt 5$?
 
 # %%
 answer = None
 exercises.gamma_of_root_five(answer)
 
 # %% [markdown]
-# Answers: `solutions/11_solutions.ipynb`.
+# The answers are in `solutions/11_solutions.ipynb`.

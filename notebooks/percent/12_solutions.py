@@ -30,3 +30,15 @@ parts = landscape().loc[["cait", "simpool"], "U0":]
 different = set(parts.columns[parts.loc["cait"] != parts.loc["simpool"]])
 print(sorted(different))
 exercises.cait_and_simpool(different)
+
+# %% [markdown]
+# **3.** Power, mean, root.
+
+
+# %%
+def gem(x, gamma):
+    """Float[B, N, D], float -> Float[B, D]."""
+    return x.clamp(min=1e-6).pow(gamma).mean(1).pow(1 / gamma)
+
+
+exercises.gem(gem)

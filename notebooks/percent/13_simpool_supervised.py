@@ -13,6 +13,9 @@
 # DINO)
 #
 # **Question.** Does a transformer classify better when it has no class token, and pools its patches at the end instead?
+#
+# A class token collects what it needs in every block. SimPool waits until the end, and then asks once. This is simpler and hardly
+# costs anything. The paper finds it more accurate, and finds the objects in its attention.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -40,8 +43,8 @@ check_parameters(globals())
 # %% [markdown]
 # ## The paper's table
 #
-# ImageNet-1k, 100 and 300 epochs. The baseline is global average pooling (GAP) for the convolutional networks and the class token
-# [CLS] for the transformers.
+# ImageNet-1k, 100 and 300 epochs, top-1 accuracy in percent. The baseline is global average pooling (GAP) for the convolutional
+# networks and the class token [CLS] for the transformers.
 
 # %%
 from lib.results.papers import paper_table
@@ -50,10 +53,13 @@ published = paper_table("simpool", "supervised")
 published
 
 # %% [markdown]
+# Compare the rows of SimPool with those of the baseline at the same number of epochs.
+#
 # ## Where SimPool sits
 #
-# A class token travels through all blocks with the patches. SimPool needs none: the blocks see patches only, and the final norm's
-# output is pooled once. Its parameters are two matrices and a norm, $2d^2 + 2d$; the class token and its position leave.
+# A class token travels through all blocks together with the patches. With SimPool there is none: the blocks see patches only, and the
+# output of the last norm is pooled once. SimPool's parameters are two matrices and a norm, $2d^2 + 2d$. The class token and its
+# position are gone.
 
 # %%
 from lib.models import create_model
@@ -68,10 +74,12 @@ for (arch, pooling), count in counts.items():
     print(f"{arch:22} {pooling:8} {count:>12,}")
 
 # %% [markdown]
+# Each line is an architecture with a pooling and its number of parameters.
+#
 # ## One image through both
 #
-# The same patches, the same weights in every block: only who asks differs. [CLS] asks with a learned token, SimPool with the average of
-# the patches. Both networks here are untrained.
+# Both networks have the same blocks, with random first weights. What differs is who asks: [CLS] asks with a token of its own, and
+# SimPool with the average of the patches. Neither of them is trained here.
 
 # %%
 from lib.data.scenes import render
@@ -88,7 +96,11 @@ for name, pooling in (("[CLS]", None), ("SimPool", "simpool")):
 image_grid(maps, titles=["image", "attention"])
 
 # %% [markdown]
+# The maps show where each pooling attends before any training.
+#
 # ## The runs
+#
+# Three runs with the same seed: [CLS], GAP and SimPool.
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -112,17 +124,20 @@ axis.set(title="Training loss", ylabel="nats")
 plt.show()
 log.groupby("pooling", sort=False).loss.agg(["first", "last"]).round(2)
 
+# %% [markdown]
+# All three curves start near the same loss, because the networks are untrained. The next table has what they reach:
+
 # %% tags=["nbval-ignore-output"]
 columns = {"accuracy": "top-1 accuracy", "knn": "k-NN", "untrained_knn": "untrained k-NN"}
 table = pd.DataFrame({names[p]: {label: run.metrics[key] for key, label in columns.items()} for p, run in live.items()}).T
 table.round(1)
 
 # %% [markdown]
-# At smoke scale all three learn (chance is 10%), and the order means nothing.
+# At smoke scale the order of the three means nothing; chance is 10%.
 #
 # ## The evidence
 #
-# Recorded runs on real images, mean over seeds, beside the paper's ViT-S at 100 epochs.
+# These are recorded runs on real images, the mean over seeds, beside the paper's ViT-S at 100 epochs.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import dots
@@ -135,10 +150,12 @@ dots(comparison, title="Top-1 accuracy", ylabel="%")
 comparison.round(1)
 
 # %% [markdown]
+# The dots show our accuracy and the paper's, each on its own axis.
+#
 # ## Do their maps find the object?
 #
-# MaxBoxAccV2 (notebook 16) of the attention, and of the class activation map (CAM), which GAP has instead of an attention. The trivial
-# boxes stand beside them: a map that does not beat the best centred box has found nothing.
+# The measure is MaxBoxAccV2 (notebook 16) of the attention. GAP has no attention, but it has a class activation map (CAM). Two
+# trivial boxes stand beside them. A map that does not beat the best centred box has found nothing.
 
 # %% tags=["nbval-ignore-output"]
 columns = [
@@ -154,20 +171,44 @@ columns = [
 found = recorded("localization", method="supervised")
 found.groupby(["setting", "pooling"], sort=False)[columns].mean().rename(index=names).T.round(1) if len(found) else "no records yet"
 
+# %% [markdown]
+# Each column is a setting and a pooling. `attention_mass` is the share of the attention on the objects, and `mask_area` or `box_area`
+# what an even map would have. The verdicts:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 
 verdict_table("simpool-2", "simpool-4", "simpool-6")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - SimPool replaces the class token: the blocks see patches only, and one attention step pools them at the end.
+# - It costs two matrices and a norm; the class token and its position leave.
+# - GAP is the control: it leaves the token out, too, but has no attention.
+#
+# ## References
+#
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Dosovitskiy et al., *An Image is Worth 16x16 Words* (ViT), ICLR 2021,
+#   [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)
+# - Zhou et al., *Learning Deep Features for Discriminative Localization* (CAM), CVPR 2016,
+#   [arXiv:1512.04150](https://arxiv.org/abs/1512.04150)
+# - Lin et al., *Network In Network* (GAP), ICLR 2014, [arXiv:1312.4400](https://arxiv.org/abs/1312.4400)
+#
 # ## What would change your mind?
 #
-# GAP has no class token either. If the gain of SimPool over [CLS] is also there for GAP, then what helps is leaving the token out, not the
-# attention. The paper's depth table (notebook 18) has that row: GAP 73.3, [CLS] 72.7, SimPool 74.3 for ViT-S.
+# GAP has no class token either. Suppose that GAP gains over [CLS] as much as SimPool does. Then what helps is to leave the token out,
+# and not the attention. The paper's depth table (notebook 18) has this row. For ViT-S it says GAP 73.3, [CLS] 72.7 and SimPool 74.3.
 #
 # ## Exercises
 #
-# **1.** How many more parameters has ViT-B (width 768) with SimPool than with [CLS]? Put a number; no need to build it.
+# **1.** How many more parameters has ViT-B (width 768) with SimPool than with [CLS]? Give a number; there is no need to build the
+# network.
 
 # %%
 from course import exercises
@@ -176,7 +217,19 @@ answer = None
 exercises.extra_parameters(answer)
 
 # %% [markdown]
-# **2.** Train SimPool with `gamma` 1.0 and 3.0 (`papermill … -p gamma 3.0`). At 1.0, how does its vector differ from the plain weighted mean of
-# the normalised patches, and does the classifier care?
+# **2.** Write the class activation map. For each patch, it is the product of the patch with the classifier's row of the class that
+# the network names.
+
+
+# %%
+def class_map(patches, weight, logits):
+    """Float[B, N, D], Float[C, D], Float[B, C] -> Float[B, N]."""
+
+
+exercises.class_map(class_map)
+
+# %% [markdown]
+# **3.** Train SimPool with `gamma` 1.0 and 3.0 (`papermill … -p gamma 3.0`). With 1.0, how does its vector differ from the plain
+# weighted mean of the normalised patches? Does the classifier care?
 #
-# Answers: `solutions/13_solutions.ipynb`.
+# The answers are in `solutions/13_solutions.ipynb`.

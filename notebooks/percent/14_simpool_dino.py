@@ -13,6 +13,9 @@
 # maps)
 #
 # **Question.** DINO's class token already attends to objects. Is there anything left for SimPool to gain when nobody gives labels?
+#
+# DINO is the distillation of notebook 03 without masks. Its class token is known for attention maps that show objects. If SimPool is
+# better even here, then the reason is not supervision alone.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -39,7 +42,7 @@ check_parameters(globals())
 # %% [markdown]
 # ## The paper's table
 #
-# DINO for 100 epochs on ImageNet-1k; k-NN and linear probe of the frozen features.
+# The paper trains DINO for 100 epochs on ImageNet-1k, and measures k-NN and linear probe of the frozen features.
 
 # %%
 from lib.results.papers import paper_table
@@ -48,10 +51,13 @@ published = paper_table("simpool", "self_supervised")
 published.T
 
 # %% [markdown]
+# Each row is an architecture with one of the two measures, in percent.
+#
 # ## A different place for the norm
 #
-# In self-supervised transformers SimPool sees the last block's tokens *before* the final norm, adds a learned scalar $\beta$ to the pooled
-# vector, and the norm comes last. In supervised ones the norm comes first and there is no $\beta$. The recipe's `method` decides.
+# In self-supervised transformers, SimPool sees the last block's tokens *before* the final norm. A learned scalar $\beta$ is added to
+# the pooled vector, and the norm comes last. In supervised ones, the norm comes first, and there is no $\beta$. The recipe's `method`
+# decides.
 
 # %%
 from lib import recipes
@@ -67,8 +73,8 @@ for role in ("supervised", "dino"):
 # %% [markdown]
 # ## The step on one batch
 #
-# Everything else is DINO's: student and teacher see crops of one image, the student names what the teacher named. Only *which vector*
-# goes into the head changes.
+# Everything else is DINO's. Student and teacher see crops of one image, and the student has to say what the teacher says of another
+# crop (notebook 03, eq. 2). What changes is *which vector* goes into the head.
 
 # %%
 from lib.data.scenes import render
@@ -83,7 +89,11 @@ for pooling in ("none", "simpool"):
     print(f"{pooling:8} [CLS] loss {losses['cls'].item():.2f} nats, {sum(p.numel() for p in learner.student.parameters()):,} parameters")
 
 # %% [markdown]
+# Each line has the first loss and the size of the student with its pooling.
+#
 # ## The runs
+#
+# Two runs with the same seed: [CLS] and SimPool.
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -109,17 +119,20 @@ plt.show()
 log.groupby("pooling", sort=False)[["loss", "agreement"]].agg(["first", "last"]).round(2)
 
 # %% [markdown]
-# The loss first falls, when all answers become alike, and rises again, when centering spreads the targets over more prototypes; agreement
-# stays far above chance ($1 / K$) throughout. What the features are worth is another question:
+# The left curves show the loss, the right ones the agreement of student and teacher; chance is $1 / K$. A loss may fall at first,
+# when all answers become alike, and rise again, when centering spreads the targets over more prototypes. So a low loss is no proof of
+# good features. These are measured separately:
 
 # %% tags=["nbval-ignore-output"]
 columns = {"knn": "k-NN", "untrained_knn": "untrained k-NN"}
 pd.DataFrame({names[p]: {label: run.metrics[key] for key, label in columns.items()} for p, run in live.items()}).T.round(1)
 
 # %% [markdown]
+# Compare each k-NN accuracy with that of the untrained network beside it.
+#
 # ## The evidence
 #
-# Recorded runs on real images, mean over seeds, beside the paper's ViT-S.
+# These are recorded runs on real images, the mean over seeds, beside the paper's ViT-S.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import beside_paper, recorded, spread
@@ -129,11 +142,14 @@ paper = published.vit_s_knn.rename({"baseline": "none"})
 beside_paper(evidence, paper).rename(index=names).round(1)
 
 # %% [markdown]
-# And a linear classifier on frozen features: the last four blocks' class tokens, or SimPool's vector.
+# Next, a linear classifier on frozen features: the class tokens of the last four blocks, or SimPool's vector.
 
 # %% tags=["nbval-ignore-output"]
 linear = spread(recorded("linear", method="dino", masking="none"), "pooling", ("linear", "linear_best", "untrained_linear"))
 beside_paper(linear, published.vit_s_linear.rename({"baseline": "none"}), "linear").rename(index=names).round(1)
+
+# %% [markdown]
+# A row is a setting with its pooling, beside the paper. The verdicts:
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
@@ -141,11 +157,27 @@ from lib.results.figures import verdict_table
 verdict_table("simpool-3")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - With DINO, only the pooling changes: SimPool before the norm, with a learned scalar added.
+# - A low loss is no proof: without centering, all outputs could become the same.
+# - An untrained SimPool is a different start from an untrained class token. Compare gains, and not only results.
+#
+# ## References
+#
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+#
 # ## What would change your mind?
 #
-# The untrained networks of the two rows differ: SimPool's vector is close to an average of patches, whose k-NN can be better from the
-# start than a random class token's. So a higher k-NN of SimPool counts only as far as it exceeds the difference that was there before
-# training. The untrained column is that control.
+# The untrained networks of the two rows differ. SimPool's vector is close to an average of patches, and this can have a better k-NN
+# accuracy from the start than a random class token. So SimPool's lead counts only as far as it is larger than the lead that was there
+# before training. The untrained column is this control.
 #
 # ## Exercises
 #
@@ -158,6 +190,18 @@ answer = None
 exercises.largest_gain(answer)
 
 # %% [markdown]
-# **2.** Train DINO with `pooling=gap` (`python -m lib.train smoke/dino pooling=gap`). Which of its parts did SimPool add to that?
+# **2.** Write DINO's loss of one batch: center and sharpen the teacher's logits, and take the mean cross-entropy over all pairs of
+# different views, and over the batch.
+
+
+# %%
+def cls_loss(student, teacher, center, student_temp, teacher_temp):
+    """Float[V, B, K] logits, globals first, Float[2, B, K] logits, Float[K], float, float -> scalar, in nats."""
+
+
+exercises.cls_loss(cls_loss)
+
+# %% [markdown]
+# **3.** Train DINO with `pooling=gap` (`python -m lib.train smoke/dino pooling=gap`). Which parts did SimPool add to that?
 #
-# Answers: `solutions/14_solutions.ipynb`.
+# The answers are in `solutions/14_solutions.ipynb`.

@@ -12,6 +12,9 @@
 # **CPU, 30 s at smoke scale** · the talk's qualitative figures · before it: 14 (SimPool with DINO) · after it: 16 (localization)
 #
 # **Question.** What do [CLS] and SimPool look at, and does it take self-supervision to look at the object?
+#
+# Attention comes free with a transformer, and it can be drawn. The talk shows that [CLS] of a *supervised* transformer attends to
+# scattered places, while with DINO it attends to objects. Is supervision the problem, or is it the class token?
 
 # %%
 from lib.results.figures import quote, use_style
@@ -38,9 +41,9 @@ check_parameters(globals())
 # %% [markdown]
 # ## On photographs
 #
-# What the kept networks attend in photographs that none of them was trained on. A row is a network, its attention the mean over its heads,
-# stretched to its range and laid over the picture. The networks are small and saw 48 or 64 pixels a side in training; here they see 224, so
-# that the maps have 28 x 28 places.
+# A row is a kept network, and shows where it attends in photographs that it was not trained on. The attention is the mean over its
+# heads, stretched to its own range and laid over the picture. The networks are small, and they saw 48 or 64 pixels a side in
+# training. Here they see 224, so the maps have 28 x 28 places.
 
 # %%
 from lib.data.views import denormalise
@@ -57,13 +60,14 @@ for name, network in kept_networks().items():
 image_grid(rows, size=1.3)
 
 # %% [markdown]
-# Even the untrained networks draw contours here and there: a random projection of a patch knows its brightness and colour. A map that looks
-# like the picture is therefore no sign of learning. Learned maps differ in what they leave out.
+# Look at the untrained networks, too: even they draw contours here and there. A random projection of a patch knows the patch's
+# brightness and colour. So a map that looks like the picture is no sign of learning. Learned maps differ in what they leave out.
 #
 # ## The images, and the rule that chooses them
 #
-# Maps are easy to choose by hand, so a rule chooses: of the split with boxes, in its order, the first image of each class whose boxes
-# cover between 5% and 50% of the picture; then the first `images` of these. The rule sees no network.
+# It is easy to choose beautiful maps by hand. So a rule chooses. Go through the images with boxes in their order, and keep those
+# whose boxes cover between 5% and 50% of the picture. Take the first image of each class, and the first `images` of these. The rule
+# sees no network.
 
 # %%
 from lib.data.views import center_view
@@ -80,10 +84,13 @@ chosen = sorted(first.values())[:images]
 print(f"{len(suited)} of {len(boxes)} images suit; images {chosen} are shown")
 
 # %% [markdown]
+# The numbers are the places of the chosen images in the set.
+#
 # ## The networks
 #
-# Recorded checkpoints, one architecture (a Vision Transformer of width 128 and depth 4, patches of 8 pixels), with a class token and with
-# SimPool: trained on the photographs of Imagenette with labels, without (DINO), and not at all.
+# These are recorded checkpoints of one architecture, a Vision Transformer of width 128 and depth 4 with patches of 8 pixels. Each
+# comes with a class token and with SimPool. They were trained on the photographs of Imagenette: with labels, without labels (DINO),
+# and not at all.
 
 # %%
 networks = kept_networks("supervised", "dino")
@@ -93,9 +100,11 @@ with torch.no_grad():
 print({name: tuple(features.attention.shape) for name, features in seen.items()})
 
 # %% [markdown]
+# The shapes are images, heads and patches. SimPool has one head.
+#
 # ## The talk's figure
 #
-# Each row is one network's attention, the mean over its heads. Brighter is more.
+# Each row is one network's attention, the mean over its heads. The brighter, the more.
 
 # %%
 rows = {"image": list(denormalise(view))}
@@ -104,9 +113,11 @@ for name, features in seen.items():
 image_grid(rows)
 
 # %% [markdown]
+# Compare rows that differ in one thing only: [CLS] with SimPool, or supervised with DINO.
+#
 # ## Heads apart
 #
-# [CLS] has several heads, and the mean hides that they differ. SimPool has one map, and nothing to choose between.
+# [CLS] has several heads, and they differ, which their mean hides. SimPool has one map, so there is nothing to choose.
 
 # %%
 for name, features in seen.items():
@@ -118,11 +129,13 @@ for name, features in seen.items():
         )
 
 # %% [markdown]
+# Each row is one network with [CLS], on the first image: the mean over its heads, and three heads alone.
+#
 # ## Over training, and in convolutional networks too
 #
-# A convolutional network has no class token and no attention. With SimPool it gets one. Here a small ResNet and a small Vision
-# Transformer learn to classify scenes, live; after every epoch SimPool's maps of unseen scenes are kept, and the share of the attention
-# that lies on the objects, in percent.
+# A convolutional network has no class token, and so it has no attention. With SimPool it gets one. Here a small ResNet and a small
+# Vision Transformer learn to classify scenes, live. After every epoch we keep SimPool's maps of scenes that were not seen in
+# training, and the share of the attention that lies on the objects, in percent.
 
 # %%
 from lib.data.scenes import render
@@ -171,14 +184,18 @@ image_grid(rows)
 pd.DataFrame(mass).rename_axis("epoch").round(1)
 
 # %% [markdown]
-# A share below the even one means that a network reads the class off what surrounds the object. In scenes it can: the background is the
-# class's own at least half of the time (notebook 07). Attention shows what a network uses, and that need not be the object.
-
-# %% [markdown]
+# The maps are those after each epoch, and the table has the share of the attention on the objects. An even attention has the objects'
+# area, the column `even`.
+#
+# A share *below* the even one means that a network reads the class off what surrounds the object. In scenes this works: the
+# background is the class's own at least half of the time (notebook 07). Attention shows what a network uses, and that need not be the
+# object.
+#
 # ## As a number
 #
-# The share of the attention that falls into the objects, over all images and not the chosen ones: into the masks where there are any, as of
-# the horses, else into the boxes. Evenly spread attention has their area. And MaxBoxAccV2, with the trivial boxes beside it.
+# Pictures are examples. The numbers below are over all images. `attention_mass` is the share of the attention that falls into the
+# objects. For data with masks, such as the horses, it is the share inside the masks (compare `mask_area`), else inside the boxes
+# (compare `box_area`). MaxBoxAccV2 stands beside it, with the trivial boxes.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded
@@ -188,6 +205,10 @@ columns = ["attention_mass", "untrained_attention_mass", "mask_area", "box_area"
 columns += ["attention_maxbox", "centred_box_maxbox", "whole_image_maxbox"]
 found.groupby(["setting", "method", "pooling"], sort=False)[columns].mean().round(1) if len(found) else "no records yet"
 
+# %% [markdown]
+# A network whose `attention_mass` is above the area has found something. Compare it also with `untrained_attention_mass`. The paper's
+# figures and the verdicts:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 from lib.results.papers import paper_table
@@ -196,14 +217,34 @@ print(paper_table("simpool", "localization"))
 verdict_table("simpool-4", "simpool-6", "simpool-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - An attention map is a picture of what a network uses. This need not be the object.
+# - Choose the images by a rule that does not see the maps.
+# - Attention mass means something beside the area of the objects, beside the untrained network, and beside a map of the
+#   middle.
+#
+# ## References
+#
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+# - Dosovitskiy et al., *An Image is Worth 16x16 Words* (ViT), ICLR 2021,
+#   [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)
+#
 # ## What would change your mind?
 #
-# A map that is bright on the object is not yet a map *of* the object: objects of photographs are in the middle, and a network that
-# always looks at the middle would look good. The centred box in the table is that network. A map has found something where it beats it.
+# A map that is bright on the object is not yet a map *of* the object. Photographers put objects in the middle, and a network that
+# always looks at the middle looks good. The centred box in the table is this network. A map has found something where it beats that
+# box.
 #
 # ## Exercises
 #
-# **1.** Evenly spread attention, boxes that cover 30% of the pictures on average: what attention mass do you expect, in percent?
+# **1.** An attention is spread evenly, and the boxes cover 30% of the pictures on average. What attention mass do you expect, in percent?
 
 # %%
 from course import exercises
@@ -212,6 +253,18 @@ answer = None
 exercises.even_attention_mass(answer)
 
 # %% [markdown]
-# **2.** Change the rule to the *last* image of each class. Do you still see what you saw?
+# **2.** Write the entropy of an attention, in percent of that of an even attention. Average over the heads first. It says how much a
+# map leaves out: 100 is an even map.
+
+
+# %%
+def entropy(attention):
+    """Float[B, heads, N], which sums to 1 over N -> Float[B], in percent."""
+
+
+exercises.entropy(entropy)
+
+# %% [markdown]
+# **3.** Change the rule to the *last* image of each class. Do you still see what you saw?
 #
-# Answers: `solutions/15_solutions.ipynb`.
+# The answers are in `solutions/15_solutions.ipynb`.

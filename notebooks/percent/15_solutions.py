@@ -17,5 +17,20 @@ from course import exercises
 exercises.even_attention_mass(30.0)
 
 # %% [markdown]
-# **2.** Write `first = {int(labels[i]): i for i in suited}`: the last one of a class wins. If the impression depends on it, the number in the table
-# decides, not the picture.
+# **2.** An even attention over $N$ patches has the entropy $\ln N$.
+
+# %%
+import math
+
+
+def entropy(attention):
+    """Float[B, heads, N], which sums to 1 over N -> Float[B], in percent."""
+    a = attention.mean(1)
+    return -100 * (a * a.log()).sum(1) / math.log(a.shape[1])
+
+
+exercises.entropy(entropy)
+
+# %% [markdown]
+# **3.** Write `first = {int(labels[i]): i for i in suited}`: the last one of a class wins. If the impression depends on it, the
+# number in the table decides, not the picture.

@@ -13,6 +13,9 @@
 # 17 (object discovery)
 #
 # **Question.** Does the attention find the object, and is it better than a box that looks at nothing?
+#
+# A map of attention looks convincing or it does not. To compare networks, we need a number. Two are in use: how well a box drawn from
+# the map fits the object, and how much of the attention lies on it.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -39,11 +42,11 @@ check_parameters(globals())
 # %% [markdown]
 # ## From a map to a box
 #
-# A map says how much, a box says where. To get from one to the other, the map is enlarged to the image, scaled to 0 … 255 and cut at a
-# threshold. What is left falls into parts, each with a contour, each contour with a box. A box is right when its IoU with a true one
-# reaches a level.
+# A map says how much, and a box says where. To get from one to the other, the map is enlarged to the size of the image, scaled to 0 …
+# 255, and cut at a threshold. What is above it falls into parts. Each part has a contour, and each contour has a box. A box is right
+# when its intersection over union (IoU) with a true box reaches a given level.
 #
-# First without a network: a map made by hand, with a broad blob on the object and a smaller, brighter one beside it.
+# First without a network. This map is made by hand, with a broad blob on the object and a smaller, brighter one beside it.
 
 # %%
 x, y = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="xy")
@@ -73,8 +76,10 @@ for threshold in (5, 60, 120, 220):
 image_grid(cuts, titles=["5", "60", "120", "220"], size=1.6)
 
 # %% [markdown]
-# A low threshold joins the two blobs, a high one leaves only the wrong one. In between there are two contours, and since *all* contours
-# count, it does not matter that the wrong one is brighter: the best of them is taken. Over all thresholds that is a curve.
+# Each line above is a threshold with its boxes and their IoU. In the pictures, the true box is white.
+#
+# A low threshold joins the two blobs. A high one leaves only the wrong one. In between there are two contours. *All* contours count,
+# and the best of them is taken, so it does no harm that the wrong blob is brighter. Over all thresholds this gives a curve.
 
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
@@ -94,15 +99,17 @@ plt.show()
 print(f"best IoU {curve.max():.2f} at threshold {int(curve.argmax())}")
 
 # %% [markdown]
-# MaxBoxAccV2 does this for many images. At each threshold it counts, over all of them, how many have a right box; a threshold is good
-# for all images or not at all. The maximum of that curve is the accuracy at one IoU level, and the mean over 0.3, 0.5 and 0.7 the figure
-# that is reported. So the threshold is chosen *with* the true boxes: the figure says how good the maps could be, had one known where
-# to cut.
+# MaxBoxAccV2 does this for many images. At each threshold it counts how many images have a right box. One threshold holds for all
+# images. The maximum over the thresholds is the accuracy at one IoU level, and the mean over the levels 0.3, 0.5 and 0.7 is the
+# figure that is reported.
+#
+# So the threshold is chosen *with* the true boxes. The figure says how good the maps could be, if somebody had known where to cut.
 #
 # ## Images, objects and networks
 #
-# Where masks are known, the attention mass is measured inside the masks, otherwise inside the boxes. One architecture (a Vision
-# Transformer of width 128 and depth 4), with [CLS] and with SimPool: trained with labels, without (DINO), and not at all.
+# The attention mass is measured inside the masks where they are known, and inside the boxes where they are not. The networks share
+# one architecture, a Vision Transformer of width 128 and depth 4, with [CLS] and with SimPool. They were trained with labels, without
+# (DINO), and not at all.
 
 # %%
 from lib.measure import create_evaluation
@@ -124,8 +131,8 @@ networks = kept_networks("supervised", "dino")
 # %% [markdown]
 # ## The run
 #
-# Two kinds of maps: the attention of the pooled token, and where there is a classifier, the class activation map (CAM) of the class that
-# the network itself names.
+# There are two kinds of maps: the attention of the pooled token, and the class activation map (CAM). The second one needs a
+# classifier, and is taken for the class that the network itself names.
 
 # %%
 from lib.evaluation.localization import localization_maps
@@ -141,7 +148,8 @@ for data, source in sources.items():
 # %% [markdown]
 # ## Accuracy over thresholds
 #
-# At an IoU of 0.5. The dashed line is a box in the middle of the image, of the side that suits most images; it looks at nothing.
+# Here the IoU level is 0.5. The dashed line is a box in the middle of the image that looks at nothing. Its side is the one that suits
+# most images.
 
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.localization import trivial_accuracy
@@ -157,9 +165,11 @@ axes[0][0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
+# A curve that never rises above the dashed line found less than a box that looks at nothing.
+#
 # ## MaxBoxAccV2
 #
-# The maxima of the curves, and their mean.
+# The maxima of the curves, and their mean over the levels, with the trivial boxes after the networks.
 
 # %% tags=["nbval-ignore-output"]
 import pandas as pd
@@ -172,9 +182,11 @@ scores = scores.assign(MaxBoxAccV2=scores.mean(axis=1)).sort_index(level="images
 scores.round(1)
 
 # %% [markdown]
+# Compare a network first with the two trivial rows of its data, and then with another network.
+#
 # ## Attention mass
 #
-# The share of the attention that lies on the objects, in percent, without any threshold. Evenly spread attention has the objects' area.
+# This is the share of the attention that lies on the objects, in percent. It needs no threshold. An even attention has the objects' area.
 
 # %% tags=["nbval-ignore-output"]
 from lib.evaluation.localization import attention_mass
@@ -186,10 +198,12 @@ for (data, name, kind), found in maps.items():
 pd.DataFrame(mass).round(1)
 
 # %% [markdown]
+# A network whose share is above that of the even attention looks at the objects more than chance would.
+#
 # ## The talk's figure
 #
-# Four images, evenly spaced through the set. White: the true boxes. Coloured: the best contour's box at the network's best threshold for an
-# IoU of 0.5, which is the same for all images.
+# Four images, evenly spaced through the set. White: the true boxes. Coloured: the best contour's box, at the threshold that is best
+# for this network at an IoU of 0.5. It is the same threshold for all images.
 
 # %% tags=["nbval-ignore-output"]
 from torchvision.transforms.functional import to_pil_image
@@ -210,10 +224,12 @@ for data, source in sources.items():
     image_grid(shown, size=1.5)
 
 # %% [markdown]
+# A row is a network, and each picture its map of one image.
+#
 # ## Recorded, and the paper's
 #
-# Over all images of Imagenette's validation set that have boxes, and of Weizmann's horses, with as many seeds as were recorded. The paper
-# localizes birds (CUB) and the objects of ImageNet-1k with ViT-S.
+# These figures are over all images of Imagenette's validation set that have boxes, and over Weizmann's horses, with as many seeds as
+# were recorded. The paper localizes birds (CUB) and the objects of ImageNet-1k with ViT-S.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded, spread
@@ -224,6 +240,9 @@ spread(recorded("localization"), "pooling", shown).drop(columns="minutes", error
     level="setting", sort_remaining=False
 ).round(1)
 
+# %% [markdown]
+# Compare each figure with that of the untrained network and with the trivial boxes. The paper's figures and the verdicts:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 from lib.results.papers import paper_table
@@ -232,12 +251,34 @@ print(paper_table("simpool", "localization").to_string())
 verdict_table("simpool-4", "simpool-6", "simpool-11")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - MaxBoxAccV2 asks whether a box drawn from the map fits the object, at the best threshold for all images.
+# - Attention mass asks how much of the attention lies on the object; an even map has the area of the object.
+# - Both need the trivial answers beside them.
+#
+# ## References
+#
+# - Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020,
+#   [arXiv:2001.07437](https://arxiv.org/abs/2001.07437)
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Zhou et al., *Learning Deep Features for Discriminative Localization* (CAM), CVPR 2016,
+#   [arXiv:1512.04150](https://arxiv.org/abs/1512.04150)
+# - Caron et al., *Emerging Properties in Self-Supervised Vision Transformers* (DINO), ICCV 2021,
+#   [arXiv:2104.14294](https://arxiv.org/abs/2104.14294)
+#
 # ## What would change your mind?
 #
-# The two figures can disagree, and then it matters what they ask. MaxBoxAccV2 asks for the whole extent of the object and forgives any
-# faint halo that the threshold removes; attention mass asks that nothing be wasted and forgives that one part of the object has it all.
-# Where objects fill the picture, as horses do, the whole image is right nearly always: boxes then say nothing about a map, masks
-# still do. So no figure counts without the one of a box that looks at nothing, and without that of the untrained network, beside it.
+# The two figures can disagree, because they ask for different things. MaxBoxAccV2 asks for the whole extent of the object, and
+# forgives a faint halo that the threshold removes. Attention mass asks that nothing is wasted, and forgives that one part of the
+# object has all of it.
+#
+# Where objects fill the picture, as horses do, the whole image is right nearly always. Then boxes say nothing about a map, and masks
+# still do. So no figure counts without two others beside it: that of a box that looks at nothing, and that of the untrained network.
 #
 # ## Exercises
 #
@@ -250,12 +291,25 @@ answer = None  # a list of levels
 exercises.whole_image_levels(answer)
 
 # %% [markdown]
-# **2.** An object fills its square box. A network attends evenly to the upper left quarter of it, half as wide and half as high, and to
-# nothing else. What is its attention mass, in percent, and the IoU of the best box, about?
+# **2.** An object fills its square box. A network attends evenly to the upper left quarter of the box, half as wide and half as high,
+# and to nothing else. What is its attention mass, in percent, and what is the IoU of the best box, about?
 
 # %%
-attention, iou = None, None
-exercises.part_of_an_object(attention, iou)
+answer = None  # two numbers: attention mass, IoU
+exercises.part_of_an_object(answer)
 
 # %% [markdown]
-# Answers: `solutions/16_solutions.ipynb`.
+# **3.** Write MaxBoxAcc's step for one map. Scale the map to 0 … 1. For each of the thresholds 0, 0.05, …, 0.95, draw the box around
+# *all* pixels above it (there is only one box here). Give the best IoU with the true box. Ends are included: a box from x0 to x1 is
+# x1 - x0 + 1 pixels wide.
+
+
+# %%
+def box_of_map(single, box):
+    """Float[H, W], Long[4] (x0, y0, x1, y1) -> the best IoU."""
+
+
+exercises.box_of_map(box_of_map)
+
+# %% [markdown]
+# The answers are in `solutions/16_solutions.ipynb`.

@@ -13,6 +13,9 @@
 # it: 19 (beyond)
 #
 # **Question.** What does SimPool cost, what would the same money buy in blocks, and how much hangs on its one hyper-parameter?
+#
+# A better figure is easy to buy: take a larger network. So a method has to be compared with what the same cost would buy elsewhere.
+# Parameters, operations and time are three prices.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -40,8 +43,8 @@ check_parameters(globals())
 # %% [markdown]
 # ## The price list
 #
-# Parameters and floating-point operations of one image at 224 px, counted, not measured, for ViT-S/16 and a classifier of 1000
-# classes. The paper's accuracies stand beside them.
+# Parameters and floating-point operations of one image at 224 px, for ViT-S/16 and a classifier of 1000 classes. They are counted,
+# not measured. The paper's accuracies stand beside them.
 
 # %%
 import pandas as pd
@@ -86,13 +89,15 @@ axis.legend(title=None)
 plt.show()
 
 # %% [markdown]
-# A block costs 1.77 million parameters, SimPool $2d^2 + 2d = 0.30$ million less the class token. The claim "over 8M more parameters" is
-# the distance from SimPool to [CLS] with five more blocks.
+# Each dot is a network: to the right it has more parameters, and upwards it is more accurate. A block costs 1.77 million parameters.
+# SimPool costs $2d^2 + 2d = 0.30$ million, less the class token. The claim "over 8M more parameters" is the distance from SimPool to
+# [CLS] with five more blocks.
 #
 # ## One step on one image
 #
-# SimPool has a single query, so the product of all keys with it can be taken from the right: $\mathrm{LN}(X)\,(W_K^\top q)$ instead of
-# $(\mathrm{LN}(X)\,W_K^\top)\,q$. The same numbers for a $d$-th of the work; `FLOP` counts both.
+# SimPool has a single query. So the products of all keys with it can be computed from the right: $\mathrm{LN}(X)\,(W_K^\top q)$ in
+# place of $(\mathrm{LN}(X)\,W_K^\top)\,q$, with one patch in each row of $X$. The result is the same. With $N$ patches of $d$
+# channels, the first takes $d^2 + N d$ multiplications, and the second $N d^2 + N d$. Both are counted here:
 
 # %%
 from lib.pooling import Pooling, SimPool
@@ -105,10 +110,13 @@ for name, forward in {"as the algorithm says": Pooling.forward, "as it runs": Si
     print(f"{name:22} {counter.get_total_flops() / 1e6:6.1f} MFLOP, first channel {vector[0, 0].item():.4f}")
 
 # %% [markdown]
+# Both lines give the same first channel.
+#
 # ## The step, timed
 #
-# A training step of ViT-S/16 on two images of 224 px, SimPool and the other alternately in one run: the median ratio of times, and the
-# ratio of peak memory. `python -m benchmarks simpool_cls simpool_gap` prints the same.
+# A training step of ViT-S/16 on two images of 224 px, with SimPool and with the other pooling in turn, in one run. The table has the
+# median ratio of their times, its range, and the ratio of their peak memory. `python -m benchmarks simpool_cls simpool_gap` prints
+# the same.
 
 # %% tags=["nbval-ignore-output"]
 from benchmarks.measure import measure
@@ -123,9 +131,11 @@ for name, other in {"simpool_cls": "[CLS]", "simpool_gap": "GAP"}.items() if pai
 pd.DataFrame(timed).T.round(2)
 
 # %% [markdown]
+# A ratio of 1 means that SimPool costs as much as the other pooling.
+#
 # ## Gamma
 #
-# The paper draws accuracy over $\gamma$ without giving numbers. Live, at this scale:
+# The paper draws the accuracy over $\gamma$ without giving numbers. Live, at this scale:
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -137,6 +147,9 @@ live = {gamma: run(entry, pooling="simpool", gamma=gamma, seed=seed, progress=Fa
 columns = {"accuracy": "top-1 accuracy", "knn": "k-NN", "untrained_knn": "untrained k-NN"}
 pd.DataFrame(live).T.rename_axis("gamma")[[*columns]].rename(columns=columns).astype(float).round(1)
 
+# %% [markdown]
+# At smoke scale the order means nothing. The recorded runs, the mean over seeds:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded, spread
 
@@ -145,16 +158,37 @@ depth_runs = recorded("depth")
 print("recorded runs of depth:", len(depth_runs))
 gamma_runs.round(1) if len(gamma_runs) else "no recorded runs of gamma yet"
 
+# %% [markdown]
+# And the verdicts:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 
 verdict_table("simpool-8", "simpool-9", "simpool-10")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - Compare a method with what the same cost would buy elsewhere: here, more blocks.
+# - SimPool costs a sixth of a block in parameters. With one query, its products can be computed in the cheaper order.
+# - Time ratios are measured alternately in one run, because a machine is not the same twice.
+#
+# ## References
+#
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Dosovitskiy et al., *An Image is Worth 16x16 Words* (ViT), ICLR 2021,
+#   [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)
+# - Touvron et al., *Going deeper with Image Transformers* (CaiT), ICCV 2021,
+#   [arXiv:2103.17239](https://arxiv.org/abs/2103.17239)
+#
 # ## What would change your mind?
 #
-# Parameters are one price, time another: five more blocks cost [CLS] 40% more time, SimPool next to none. If the timed ratio above were
-# near 1.4 as well, "low additional cost" would be a matter of words.
+# Parameters are one price, and time is another. Five more blocks cost [CLS] about 40% more time (17 blocks in place of 12). If the
+# ratio of times above were near 1.4 as well, SimPool would not be cheap, however few its parameters.
 #
 # ## Exercises
 #
@@ -167,6 +201,18 @@ answer = None
 exercises.blocks_for_simpool(answer)
 
 # %% [markdown]
-# **2.** With `min_scope="batch"`, as in the released code, which step of a training loop with several GPUs becomes ambiguous?
+# **2.** Count the parameters of a block of a ViT of width `d`. It has two LayerNorms, an attention with projections to queries, keys,
+# values and the output, and an MLP that is four times as wide. All linear layers have biases.
+
+
+# %%
+def block_parameters(d):
+    """int -> int."""
+
+
+exercises.block_parameters(block_parameters)
+
+# %% [markdown]
+# **3.** With `min_scope="batch"`, as in the released code, which step of a training loop with several GPUs becomes ambiguous?
 #
-# Answers: `solutions/18_solutions.ipynb`.
+# The answers are in `solutions/18_solutions.ipynb`.

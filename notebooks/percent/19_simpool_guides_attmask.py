@@ -12,6 +12,9 @@
 # **CPU, 60 s at smoke scale** · neither paper has this · before it: 03 (AttMask) and 14 (SimPool with DINO)
 #
 # **Question.** AttMask hides what the teacher attends. If SimPool's attention is the better map, is it also the better mask?
+#
+# The first paper needs a good attention, and the second one offers one. It is natural to join them, and neither paper did. This
+# chapter shows how such a question is turned into a comparison that can decide.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -38,8 +41,8 @@ check_parameters(globals())
 # %% [markdown]
 # ## The idea in one line
 #
-# `attention_mask` takes any map over patches. A teacher with a class token gives [CLS]'s attention, averaged over its heads; a teacher with
-# SimPool gives SimPool's. In the recipe that is `pooling: simpool` beside `masking: attmask_high`, nothing else.
+# `attention_mask` takes any map over patches. A teacher with a class token gives the attention of [CLS], averaged over heads. A
+# teacher with SimPool gives SimPool's. In a recipe this is `pooling: simpool` beside `masking: attmask_high`, and nothing else.
 
 # %%
 from lib.data.views import denormalise
@@ -58,10 +61,14 @@ for name, network in kept_networks("dino").items():
 image_grid(rows, titles=["photograph", "attention", "hidden"], size=1.8)
 
 # %% [markdown]
+# A row is a DINO network, with [CLS] or with SimPool: what it attends, and what AttMask-High would hide by it.
+#
 # ## A fair comparison needs four runs
 #
-# Changing the pooling changes the features as well as the masks. So: both poolings, each with AttMask-High and with block-wise masking. What
-# SimPool's *guidance* adds is the difference of differences.
+# To change the pooling changes two things: the features and the masks. So there are four runs: both poolings, each with AttMask-High
+# and with block-wise masks. What the *guidance* by SimPool adds is a difference of differences. With the accuracy $y$,
+#
+# $$\big(y_{\text{SimPool, High}} - y_{\text{SimPool, block}}\big) - \big(y_{\text{[CLS], High}} - y_{\text{[CLS], block}}\big) .$$
 
 # %% tags=["nbval-ignore-output"]
 from tqdm import tqdm
@@ -87,11 +94,12 @@ gain = table["k-NN"].unstack()[TITLES["attmask_high"]] - table["k-NN"].unstack()
 print(f"AttMask-High less block-wise: {gain.round(1).to_dict()}; guidance by SimPool adds {gain['SimPool'] - gain['[CLS]']:.1f} points")
 
 # %% [markdown]
-# At smoke scale nine steps decide nothing; the code is what is shown.
+# At smoke scale nine steps decide nothing. They show how the code computes the difference.
 #
 # ## What is hidden: object or background?
 #
-# On scenes the object is known. The share of object patches that AttMask-High hides with each teacher's attention, after the live runs.
+# In scenes the object is known. The table has the share of the objects' patches that AttMask-High hides with each teacher's
+# attention, after the live runs. Random masks hide 30%.
 
 # %% tags=["nbval-ignore-output"]
 from torch.nn.functional import adaptive_avg_pool2d
@@ -112,9 +120,11 @@ for (pooling, masking), found in live.items():
 pd.Series(hidden, name="object patches hidden, %").to_frame().assign(random=30.0).round(1)
 
 # %% [markdown]
+# A teacher's attention is a guide to the objects where its share is above that of random masks.
+#
 # ## The evidence
 #
-# Recorded runs on real images with both poolings, mean over seeds.
+# Recorded runs on real images with both poolings: the mean over seeds, and their number.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded
@@ -125,21 +135,42 @@ found.groupby(["setting", "pooling", "masking"])[["knn", "untrained_knn"]].agg([
     found
 ) else "no records yet"
 
+# %% [markdown]
+# The two claims on which this chapter builds, with their verdicts:
+
 # %% tags=["nbval-ignore-output"]
 from lib.results.figures import verdict_table
 
 verdict_table("attmask-1", "simpool-6")
 
 # %% [markdown]
+# Each row is one statement: the paper's gap, our gap with its 95% interval, and the verdict. Where the records could not decide, the
+# last column says why.
+#
+# ## What to remember
+#
+# - AttMask takes any map over patches; SimPool gives one.
+# - If a change has two effects, compare differences of differences.
+# - The best of four runs is not yet a gain from joining the two ideas.
+#
+# ## References
+#
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Zhou et al., *iBOT: Image BERT Pre-Training with Online Tokenizer*, ICLR 2022,
+#   [arXiv:2111.07832](https://arxiv.org/abs/2111.07832)
+#
 # ## What would change your mind?
 #
-# iBOT's patch loss already trains patches to speak for themselves, and SimPool pools patches. If AttMask-High loses its gain over block-wise
-# masking once SimPool is there, then the two papers' ideas buy the same thing twice.
+# iBOT's patch loss already trains patches to speak for themselves, and SimPool pools patches. Suppose that AttMask-High loses its
+# gain over block-wise masks as soon as SimPool is there. Then the ideas of the two papers buy the same thing twice.
 #
 # ## Exercises
 #
-# **1.** k-NN: [CLS] with block 30, [CLS] with AttMask-High 33, SimPool with block 32, SimPool with AttMask-High 34. How many points does
-# SimPool's guidance add?
+# **1.** The k-NN accuracies are: [CLS] with block 30, [CLS] with AttMask-High 33, SimPool with block 32, SimPool with AttMask-High
+# 34. How many points does SimPool's guidance add?
 
 # %%
 from course import exercises
@@ -148,6 +179,18 @@ answer = None
 exercises.guidance(answer)
 
 # %% [markdown]
-# **2.** Let [CLS] pool and SimPool guide: which line of `Distillation.draw_masks` would you change, and what would the teacher have to give?
+# **2.** Write the share of the objects' patches that masks hide, in percent, over all images together.
+
+
+# %%
+def hidden_share(mask, objects):
+    """Bool[B, N] (True = hidden), Bool[B, N] -> percent."""
+
+
+exercises.hidden_share(hidden_share)
+
+# %% [markdown]
+# **3.** Let [CLS] pool, and let SimPool guide. Which line of `Distillation.draw_masks` would you change, and what would the teacher
+# have to give?
 #
-# Answers: `solutions/19_solutions.ipynb`.
+# The answers are in `solutions/19_solutions.ipynb`.

@@ -17,5 +17,17 @@ from course import exercises
 exercises.guidance((34 - 32) - (33 - 30))
 
 # %% [markdown]
-# **2.** `attention=target.attention…`: give it `SimPool(dim)(target.patches).attention` instead. Its two matrices would have to learn from
-# something: without the [CLS] loss on its vector nothing teaches them where to look.
+# **2.** Divide by the objects' patches, not by the hidden ones.
+
+
+# %%
+def hidden_share(mask, objects):
+    """Bool[B, N] (True = hidden), Bool[B, N] -> percent."""
+    return 100 * ((mask & objects).sum() / objects.sum()).item()
+
+
+exercises.hidden_share(hidden_share)
+
+# %% [markdown]
+# **3.** `attention=target.attention…`. Give it `SimPool(dim)(target.patches).attention` instead. Its two matrices would have to learn
+# from something: without the [CLS] loss on its vector nothing teaches them where to look.

@@ -12,6 +12,8 @@
 # **CPU, 10 s** · reads the records, trains nothing
 #
 # **Question.** For every claim of the talk: what does the paper say, what did we record, and do they agree?
+#
+# This notebook trains nothing. It reads the records, and computes every number from them.
 
 # %%
 from lib.results.figures import quote, use_style
@@ -36,8 +38,13 @@ check_parameters(globals())
 # %% [markdown]
 # ## The mechanism on one image: how a verdict comes about
 #
-# Differences between two methods, one a seed, and the 95% interval of their mean (Student's t). The same mean is *reproduced* with three
-# close seeds and *inconclusive* with three scattered ones. One seed has no interval: such a comparison is *not testable*.
+# Take the differences between two methods, one for each seed: $x_1, \dots, x_n$, with mean $\bar x$ and standard deviation $s$
+# (computed with $n - 1$). The 95% interval of their mean is
+#
+# $$\bar x \pm t_{0.975,\, n-1} \, \frac{s}{\sqrt n} ,$$
+#
+# where $t$ is Student's factor: 4.30 for three seeds, and near 1.96 for many. The same mean is *reproduced* with three close seeds,
+# and *inconclusive* with three scattered ones. One seed has no interval, so such a comparison is *not testable*.
 
 # %%
 import matplotlib.pyplot as plt
@@ -59,10 +66,13 @@ plt.show()
 pd.DataFrame(rows, index=["mean", "low", "high", "verdict"]).T.round(2)
 
 # %% [markdown]
+# The dots are differences, and the lines their intervals. The table gives the numbers and the verdict.
+#
 # ## All verdicts
 #
-# A claim has a row for each of its statements. Each gap is the mean over the figures that are named beside it. Ours are often fewer than the
-# paper's, so that the two gaps say the same only in their sign. `not testable` says that the records could not have decided, and why.
+# A claim has a row for each of its statements. Each gap is the mean over the figures that are named beside it. Our figures are often
+# fewer than the paper's. Then only the signs of the two gaps can be compared. `not testable` says that the records could not have
+# decided, and why.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results import claims
@@ -72,10 +82,12 @@ pd.set_option("display.max_colwidth", None)
 verdict_table().join(claims().set_index("id").text)
 
 # %% [markdown]
+# Read a row from left to right: what the paper says, what we measured, and what follows from it.
+#
 # ## The runs behind them
 #
-# Each line is a group of runs that differ in their seeds and in what their experiment compares. The command with one of the values of each
-# key behind it trains, or measures, one of them again. A `+` behind a commit means that the sources were changed since.
+# A row is a group of runs that differ only in their seeds, and in what their experiment compares. The command trains or measures one
+# of them again; choose one value for each key behind it. A `+` behind a commit means that the sources were changed since.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.tables import recorded_commands
@@ -83,10 +95,12 @@ from lib.results.tables import recorded_commands
 recorded_commands(experiment or None)
 
 # %% [markdown]
+# A group with many seeds answers more than one with few; the claims need three.
+#
 # ## Coverage
 #
-# How many of the papers' published numbers that belong to a claim do our records answer, with a verdict that is neither `not run` nor
-# `not testable`? A number counts once for its row and column.
+# Some of the papers' published numbers belong to a claim. How many of them do our records answer, with a verdict that is neither `not
+# run` nor `not testable`? A number counts once for its row and its column.
 
 # %% tags=["nbval-ignore-output"]
 from lib.results.verdicts import coverage
@@ -94,10 +108,27 @@ from lib.results.verdicts import coverage
 coverage()
 
 # %% [markdown]
+# The table counts, for each of the papers' tables, the numbers that belong to a claim, and those of them that our records answer.
+#
+# ## What to remember
+#
+# - A verdict is an interval of paired differences, and not a comparison of two numbers.
+# - Three seeds make a wide interval: Student's factor is 4.30.
+# - What could not have decided is not testable, and counts neither for a claim nor against it.
+#
+# ## References
+#
+# - Kakogeorgiou et al., *What to Hide from Your Students: Attention-Guided Masked Image Modeling*, ECCV 2022,
+#   [arXiv:2203.12719](https://arxiv.org/abs/2203.12719)
+# - Psomas et al., *Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?*, ICCV 2023,
+#   [arXiv:2309.06891](https://arxiv.org/abs/2309.06891)
+# - Student, *The Probable Error of a Mean*, Biometrika 1908,
+#   [doi:10.1093/biomet/6.1.1](https://doi.org/10.1093/biomet/6.1.1)
+#
 # ## What would change your mind?
 #
-# A verdict can be wrong in two honest ways: the setting is too small to show the effect, or the seeds are too few. Both show in the
-# table: the scale and the number of seeds stand beside each verdict, and the untrained network beside each run.
+# A verdict can be wrong in two honest ways. The setting can be too small to show the effect, or the seeds can be too few. Both can be
+# seen in the table: each verdict has its scale and its number of seeds beside it, and each run has its untrained network.
 #
 # ## Exercises
 #
@@ -110,4 +141,4 @@ answer = None
 exercises.smallest_reproduced(answer)
 
 # %% [markdown]
-# Answers: `solutions/99_solutions.ipynb`.
+# The answer is in `solutions/99_solutions.ipynb`.
