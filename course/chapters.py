@@ -1,7 +1,6 @@
 """The notebooks of the project: what they are, and how they are made from ``notebooks/percent``."""
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -75,7 +74,6 @@ def main() -> None:
         for p in sorted((paths.NOTEBOOKS / "percent").glob("*.py"))
         if not options.notebooks or p.name.startswith(tuple(options.notebooks))
     ]
-    os.environ["PYTHONPATH"] = str(paths.ROOT)  # the kernel runs this checkout, whichever is installed
     for source in tqdm(chosen, unit="notebook"):
         tqdm.write(str(write(source)))
 

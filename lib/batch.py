@@ -135,9 +135,12 @@ def execute(source: str, target: str, parameters: dict, stamp: str, threads: int
 
 
 def settle_kernels() -> None:
-    """Kernels that start from this process run this Python and draw as the project does, whatever the user's Jupyter and matplotlib prefer."""
+    """Kernels that start from this process run this Python and this checkout and draw as the project does, whatever the user's Jupyter and
+    matplotlib prefer.
+    """
     import matplotlib
 
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ["MATPLOTLIBRC"] = str(Path(matplotlib.get_data_path()) / "matplotlibrc")

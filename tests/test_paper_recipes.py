@@ -1,16 +1,13 @@
 """The paper-scale recipes are the authors' commands, number by number, and every entry takes a step."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from lib import paths, recipes
 from lib.authors import author_settings, deviations, same
-from lib.data import loading
 from lib.engine.seeds import seed_step
 from lib.evaluation.finetune import FineTuning
 from lib.measure import create_evaluation
@@ -147,23 +144,6 @@ def test_a_measurement_that_the_evidence_lacks_is_named(monkeypatch):
 def test_same_compares_numbers_up_to_rounding_and_words_exactly():
     assert same(5e-4, 5e-4 * 592 / 592 + 1e-19) and same([0.25, 1], [0.25, 1.0]) and same("lars", "lars") and same(False, False)
     assert not same(5e-4, 5.001e-4) and not same(1, True) and not same([1], [1, 1]) and not same("lars", "sgd") and not same(0, None)
-
-
-def test_the_first_images_of_a_class_are_as_the_deviations_say(tmp_path, monkeypatch):
-    """If this fails because the order is now that of strings, as in the authors' code, the deviation ``first_images`` is none any more."""
-    folder = tmp_path / "imagenet-1k" / "train"
-    from lib.data.loading import card
-
-    the_card = card("imagenet-1k")
-    monkeypatch.setattr(
-        "lib.data.loading.card", lambda name: dataclasses.replace(the_card, class_names=["a"], folders={"imagenet-1k": 1.0})
-    )
-    (folder / "a").mkdir(parents=True)
-    for number in range(1, 14):
-        Image.new("RGB", (8, 8)).save(folder / "a" / f"a_{number}.JPEG")
-    names = loading.read_part("imagenet-1k", "train", 2 / 1300, root=tmp_path)["filename"].to_pylist()
-    by_string = names == ["a_1.JPEG", "a_10.JPEG"]
-    assert len(names) == 2 and by_string == (("attmask_20pct", "first_images") not in deviations())
 
 
 # ---- every entry takes a step -----------------------------------------------------------------------------------------

@@ -145,5 +145,5 @@ class Model(
 
 
 def simpool_keys(pooling: SimPool, patches: Tensor) -> Tensor:
-    """K = LN(X) W_K^T (SimPool, eq. 11) of patches Float[B, N, D]."""
+    """K = LN(X) W_K^T (SimPool, eq. 14) of patches Float[B, N, D]."""
     return pooling.wk(pooling.norm_patches(patches))

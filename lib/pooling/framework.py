@@ -178,7 +178,7 @@ def landscape() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Power:
-    """f_alpha(x) = x^((1 - alpha) / 2), or ln x for alpha = 1 (SimPool, eq. 4), of x > 0, with gamma = (1 - alpha) / 2: 1 is the weighted
+    """f_alpha(x) = x^((1 - alpha) / 2), or ln x for alpha = 1 (SimPool), of x > 0, with gamma = (1 - alpha) / 2: 1 is the weighted
     sum, 0 the geometric mean, infinity the maximum.
     """
 

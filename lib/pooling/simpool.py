@@ -11,7 +11,7 @@ SCOPES = {"image": (1, 2), "channel": (1,), "batch": (0, 1, 2)}  # the dimension
 
 class SimPool(Pooling, name="simpool"):
     """u0 = mean(X); q = W_Q u0; K = W_K LN(X); a = softmax(K q / sqrt d); u = (sum_p a_p (v_p - min V + 1e-6)^gamma)^(1/gamma)
-    with V = LN(X), the same LayerNorm as for the keys, and no other weights (eq. 10 to 14). 2 D^2 + 2 D parameters.
+    with V = LN(X), the same LayerNorm as for the keys, and no other weights (eq. 12 to 17). 2 D^2 + 2 D parameters.
 
     The parameters have the names of the authors' checkpoints: ``norm_patches``, ``wq``, ``wk`` and ``beta``. timm's ``SimPool1d`` and
     ``SimPool2d`` compute the same for gamma = None, and for other values of gamma with ``min_scope="channel"``.

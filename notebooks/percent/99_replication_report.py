@@ -110,6 +110,26 @@ coverage()
 # %% [markdown]
 # The table counts, for each of the papers' tables, the numbers that belong to a claim, and those of them that our records answer.
 #
+# ## The authors' settings and ours
+#
+# The recipes of the paper scale repeat the commands that the authors published. This table compares them setting by setting.
+
+# %%
+from lib.authors import author_settings
+
+settings = author_settings().reset_index()
+settings.groupby("command").equal.agg(equal="sum", settings="size")
+
+# %% [markdown]
+# The settings that differ, each with the reason:
+
+# %%
+different = settings[~settings.equal]
+different.groupby("why", sort=False).agg(settings=("setting", lambda s: ", ".join(dict.fromkeys(s))), commands=("command", "nunique"))
+
+# %% [markdown]
+# What is not in this table is equal. A test fails when a number of a recipe changes, and when a difference has no reason here.
+#
 # ## What to remember
 #
 # - A verdict is an interval of paired differences, and not a comparison of two numbers.
