@@ -136,6 +136,37 @@ found.groupby(["setting", "pooling", "masking"])[["knn", "untrained_knn"]].agg([
 ) else "no records yet"
 
 # %% [markdown]
+# ## iBOT whose masks follow SimPool, recorded
+#
+# The runs of `small/ibot_simpool_cpu` pool with SimPool, and AttMask follows its attention. First the treatments: what do the masks hide
+# of the boxed objects in photographs that no run has seen? Columns `low` and `high` are what AttMask would hide by each run's attention.
+
+# %% tags=["nbval-ignore-output"]
+from lib.results.tables import treatments
+
+guided = recorded("simpool_strategies")
+treatment = treatments(guided)
+treatment.rename(index=TITLES, level="masking").round(1) if len(treatment) else "no recorded runs yet"
+
+# %% [markdown]
+# The treatments differ where `high` is clearly above `low`. Then their accuracies can be compared, with the same seeds:
+
+# %% tags=["nbval-ignore-output"]
+by_seed = guided.pivot_table(index="seed", columns="masking", values="knn") if len(guided) else pd.DataFrame()
+by_seed.assign(untrained=guided.groupby("seed").untrained_knn.mean()).rename(columns=TITLES).round(1) if len(
+    guided
+) else "no recorded runs yet"
+
+# %% tags=["nbval-ignore-output"]
+pairs = by_seed.dropna(subset=["attmask_high", "attmask_low"]) if {"attmask_high", "attmask_low"} <= set(by_seed) else by_seed[:0]
+for seed_of_pair, row in pairs.iterrows():
+    print(f"seed {seed_of_pair}: AttMask-High less AttMask-Low is {row.attmask_high - row.attmask_low:+.1f} points of k-NN accuracy")
+print(f"{len(pairs)} seed(s) with both; a verdict needs three")
+
+# %% [markdown]
+# These runs answer no claim of the papers by themselves: the papers' AttMask follows the class token. They ask what the two ideas do
+# together.
+#
 # The two claims on which this chapter builds, with their verdicts:
 
 # %% tags=["nbval-ignore-output"]
