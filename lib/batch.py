@@ -168,10 +168,10 @@ def _start_ray(**options) -> None:
         try:
             ray.init(**options)
             return
-        except Exception:
+        except Exception as error:
             ray.shutdown()
             if attempt == 2:
-                raise
+                raise RuntimeError(f"ray: could not start ({error})") from error
 
 
 def run_jobs(jobs: list[Job], *, parallel: int | None = None, gpus: float | None = None, budget: float | None = None) -> dict[Path, str]:

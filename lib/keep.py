@@ -31,7 +31,8 @@ def kept_names() -> list[str]:
 
 
 def fingerprint(name: str) -> str:
-    """The hash of a kept network's file, by which runs say which network guided them."""
+    """The hash of a kept network's file, by which runs say which network guided them; errors as of ``load_kept``."""
+    _check(name)
     return hashlib.sha256(_file(name).read_bytes()).hexdigest()[:12]
 
 
@@ -41,8 +42,7 @@ def load_kept(name: str, device="cpu") -> Model:
     Raises:
         ValueError: no such network, or a damaged file.
     """
-    if name not in kept_names():
-        raise ValueError(f"name: got {name!r}, accepts {', '.join(kept_names())}")
+    _check(name)
     weights, about = load_tensors(_file(name))
     try:
         encoder = network_of(json.loads(about["config"]))
@@ -109,6 +109,11 @@ def kept_networks(*methods: str, device="cpu") -> dict[str, Model]:
         with seeded(config["seed"]):
             untrained[f"untrained, {pooling}"] = network_of(config).to(device).eval()
     return untrained | networks
+
+
+def _check(name: str) -> None:
+    if name not in kept_names():
+        raise ValueError(f"name: got {name!r}, accepts {', '.join(kept_names())}")
 
 
 def _file(name: str) -> Path:

@@ -189,7 +189,7 @@ def test_a_grid_that_is_stopped_or_whose_ray_dies_ends_soon(capsys):
     threading.Thread(target=kill, daemon=True).start()
     started = time.monotonic()
     assert main(["--scale", "smoke"]) == 1 and time.monotonic() - started < 90
-    assert "error: ray: its last node has ended" in (shown := capsys.readouterr().err) or "worker died" in shown
+    assert "error: ray: " in (shown := capsys.readouterr().err) or "worker died" in shown
 
 
 def test_a_grid_goes_on_after_a_failure_and_skips_what_is_done(capsys):

@@ -597,7 +597,7 @@ def test_a_damaged_encoder_is_named(whole, monkeypatch, tmp_path):
     shutil.copytree(store, tmp_path / "runs")
     found = find_run(ENTRY, **TINY | overrides)
     (found.folder / "encoder.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=rf"{found.folder}/encoder\.safetensors: missing or damaged weights"):
+    with pytest.raises(ValueError, match=rf"{found.folder}/encoder\.safetensors: missing or damaged"):
         load_encoder(found)
 
 
