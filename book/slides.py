@@ -1,6 +1,7 @@
-"""A deck of slides of each chapter, made from its notebook: python book/slides.py FOLDER
+"""A deck of slides of each chapter, made from its notebook: python book/slides.py FOLDER [CHAPTERS]
 
-A heading begins a slide; what does not fit beneath it goes on below. Code is hidden until the key C is pressed.
+CHAPTERS is a pattern of their names, such as 09*; without it all are made. A heading begins a slide; what does not fit beneath it goes
+on below. Code is hidden until the key C is pressed.
 """
 
 import html
@@ -30,8 +31,11 @@ def deck(notebook: Path) -> str:
         kind = "slide" if heading else "subslide" if used and used + height > ROOM else "-"
         used = height if kind != "-" else used + height
         cell.metadata["slideshow"] = {"slide_type": kind}
+        for data in (out["data"] for out in cell.get("outputs", []) if "image/gif" in out.get("data", {})):
+            data["text/html"] = f'<img src="data:image/gif;base64,{data["image/gif"]}">'  # nbconvert knows no GIF
     content.metadata["title"] = content.cells[0].source.splitlines()[0].removeprefix("# ")
-    return fit(SlidesExporter(template_file=str(TEMPLATE)).from_notebook_node(content)[0], content.metadata["title"])
+    exporter = SlidesExporter(template_file=str(TEMPLATE), exclude_anchor_links=True)
+    return fit(exporter.from_notebook_node(content)[0], content.metadata["title"])
 
 
 def _shown(cell) -> bool:
@@ -59,7 +63,7 @@ def _height(cell) -> float:
     return min(sum(heights), ROOM)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, chapters: str = "[0-9]*") -> None:
     assets = folder / "assets"
     shutil.rmtree(folder, ignore_errors=True)
     assets.mkdir(parents=True)
@@ -70,7 +74,7 @@ def main(folder: Path) -> None:
         (shutil.copytree if (reveal / part).is_dir() else shutil.copy)(reveal / part, target)
     shutil.copy(str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js"), assets)
     lines = []
-    for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+    for notebook in sorted(NOTEBOOKS.glob(f"{chapters}.ipynb")):
         (folder / f"{notebook.stem}.html").write_text(deck(notebook), encoding="utf-8")
         title = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
         lines.append(f'<li><a href="{notebook.stem}.html">{html.escape(title)}</a></li>')
@@ -85,4 +89,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
