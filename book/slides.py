@@ -5,6 +5,7 @@ on below. Code is hidden until the key C is pressed.
 """
 
 import html
+import re
 import shutil
 import sys
 from importlib.resources import files
@@ -12,18 +13,19 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import SlidesExporter
+from nbformat.v4 import new_markdown_cell
 from pages import fit
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TEMPLATE = Path(__file__).resolve().parent / "slides.html.j2"
-ROOM = 560  # pixels below a slide's title, of the 720 that a slide has
+ROOM = 700  # pixels that a slide takes below its title: 580 at full size, and what is more is made smaller
 PARTS = ("dist/reveal.js", "dist/reveal.css", "dist/reset.css", "dist/theme/white.css", "dist/theme/fonts")
 
 
 def deck(notebook: Path) -> str:
     """The slides of a notebook, as HTML; pictures are in it, reveal.js and MathJax in ``assets`` beside it."""
     content = nbformat.read(notebook, as_version=4)
-    content.cells = [cell for cell in content.cells if _shown(cell)]
+    content.cells = [part for cell in content.cells if _shown(cell) for part in _parts(cell)]
     used = 0.0
     for cell in content.cells:
         heading = cell.cell_type == "markdown" and cell.source.startswith("#")
@@ -45,6 +47,13 @@ def _shown(cell) -> bool:
     return any("data" in out or out.get("name") == "stdout" for out in cell.get("outputs", [])) and not any(
         word in cell.source for word in ("__version__", "exercises.")
     )
+
+
+def _parts(cell) -> list:
+    """The parts of prose, each with a heading of its own; a cell of results as it is."""
+    if cell.cell_type != "markdown":
+        return [cell]
+    return [new_markdown_cell(text) for text in re.split("^(?=##)", cell.source, flags=re.MULTILINE) if text.strip()]
 
 
 def _height(cell) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,7 @@ def test_a_chapter_has_a_deck(site):
     assert not faults(site, pages)
     text = deck.read_text(encoding="utf-8")
     assert text.count("<section") > 10 and text.count("<img") > 2 and "<table" in text and "data:image/gif" in text
+    assert not re.search(r"</(p|ul|ol)>\s*<h2", text), "a heading begins a slide"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome to open the book in")
