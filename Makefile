@@ -57,4 +57,4 @@ slides: .venv/book  ## make a deck of slides a chapter, in book/_build/html/slid
 	$(BIN)/python book/slides.py book/_build/html/slides
 
 clean:  ## delete the environment; runs and records stay
-	rm -rf .venv book/_build
+	rm -rf .venv book/_build book/made book/notebooks book/data_cards book/docs

@@ -21,6 +21,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 html_title = project
+html_use_index = html_domain_indices = False  # no page leads there; the search finds every name
 html_context = {"default_mode": "auto"}
 html_theme = "sphinx_book_theme"
 html_static_path = ["book.css", str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js")]

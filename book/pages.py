@@ -20,7 +20,7 @@ from lib.data.views import denormalise
 from lib.keep import network_to_show
 from lib.masking import attention_mask
 from lib.results import papers
-from lib.results.figures import drawn_grid, hide_patches, overlay, photographs
+from lib.results.figures import drawn_grid, hide_patches, overlay, photographs, use_style
 from lib.results.verdicts import VERDICTS, verdicts
 
 PAPERS = {"attmask": "AttMask", "simpool": "SimPool"}
@@ -70,6 +70,7 @@ def claims() -> str:
 def banner():
     """Photographs, a small network's attention, and what AttMask-High hides by it."""
     pyplot.switch_backend("Agg")
+    use_style()
     views = photographs("smoke", 5, 224)
     with torch.no_grad():
         features = network_to_show("best").features(views)

@@ -1,9 +1,11 @@
-"""A deck of slides of each chapter, made from its notebook: python book/slides.py FOLDER
+"""A deck of slides of each chapter, made from its notebook: python book/slides.py FOLDER [CHAPTERS]
 
-A heading begins a slide; what does not fit beneath it goes on below. Code is hidden until the key C is pressed.
+CHAPTERS is a pattern of their names, such as 09*; without it all are made. A heading begins a slide; what does not fit beneath it goes
+on below. Code is hidden until the key C is pressed.
 """
 
 import html
+import re
 import shutil
 import sys
 from importlib.resources import files
@@ -11,18 +13,19 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import SlidesExporter
+from nbformat.v4 import new_markdown_cell
 from pages import fit
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TEMPLATE = Path(__file__).resolve().parent / "slides.html.j2"
-ROOM = 560  # pixels below a slide's title, of the 720 that a slide has
+ROOM = 700  # pixels that a slide takes below its title: 580 at full size, and what is more is made smaller
 PARTS = ("dist/reveal.js", "dist/reveal.css", "dist/reset.css", "dist/theme/white.css", "dist/theme/fonts")
 
 
 def deck(notebook: Path) -> str:
     """The slides of a notebook, as HTML; pictures are in it, reveal.js and MathJax in ``assets`` beside it."""
     content = nbformat.read(notebook, as_version=4)
-    content.cells = [cell for cell in content.cells if _shown(cell)]
+    content.cells = [part for cell in content.cells if _shown(cell) for part in _parts(cell)]
     used = 0.0
     for cell in content.cells:
         heading = cell.cell_type == "markdown" and cell.source.startswith("#")
@@ -30,8 +33,11 @@ def deck(notebook: Path) -> str:
         kind = "slide" if heading else "subslide" if used and used + height > ROOM else "-"
         used = height if kind != "-" else used + height
         cell.metadata["slideshow"] = {"slide_type": kind}
+        for data in (out["data"] for out in cell.get("outputs", []) if "image/gif" in out.get("data", {})):
+            data["text/html"] = f'<img src="data:image/gif;base64,{data["image/gif"]}">'  # nbconvert knows no GIF
     content.metadata["title"] = content.cells[0].source.splitlines()[0].removeprefix("# ")
-    return fit(SlidesExporter(template_file=str(TEMPLATE)).from_notebook_node(content)[0], content.metadata["title"])
+    exporter = SlidesExporter(template_file=str(TEMPLATE), exclude_anchor_links=True)
+    return fit(exporter.from_notebook_node(content)[0], content.metadata["title"])
 
 
 def _shown(cell) -> bool:
@@ -41,6 +47,13 @@ def _shown(cell) -> bool:
     return any("data" in out or out.get("name") == "stdout" for out in cell.get("outputs", [])) and not any(
         word in cell.source for word in ("__version__", "exercises.")
     )
+
+
+def _parts(cell) -> list:
+    """The parts of prose, each with a heading of its own; a cell of results as it is."""
+    if cell.cell_type != "markdown":
+        return [cell]
+    return [new_markdown_cell(text) for text in re.split("^(?=##)", cell.source, flags=re.MULTILINE) if text.strip()]
 
 
 def _height(cell) -> float:
@@ -59,7 +72,7 @@ def _height(cell) -> float:
     return min(sum(heights), ROOM)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, chapters: str = "[0-9]*") -> None:
     assets = folder / "assets"
     shutil.rmtree(folder, ignore_errors=True)
     assets.mkdir(parents=True)
@@ -70,7 +83,7 @@ def main(folder: Path) -> None:
         (shutil.copytree if (reveal / part).is_dir() else shutil.copy)(reveal / part, target)
     shutil.copy(str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js"), assets)
     lines = []
-    for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+    for notebook in sorted(NOTEBOOKS.glob(f"{chapters}.ipynb")):
         (folder / f"{notebook.stem}.html").write_text(deck(notebook), encoding="utf-8")
         title = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
         lines.append(f'<li><a href="{notebook.stem}.html">{html.escape(title)}</a></li>')
@@ -85,4 +98,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
