@@ -63,7 +63,7 @@ for line, (name, gaps) in enumerate(examples.items()):
 axis.axvline(0, color="0.5", lw=1)
 axis.set(yticks=range(len(examples)), yticklabels=list(examples), xlabel="difference, points")
 plt.show()
-pd.DataFrame(rows, index=["mean", "low", "high", "verdict"]).T.round(2)
+pd.DataFrame(rows, index=["mean", "low", "high", "verdict"]).T.infer_objects().round(2)
 
 # %% [markdown]
 # The dots are differences, and the lines their intervals. The table gives the numbers and the verdict.
