@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def _start_ray(**options) -> None:
     """Start Ray, once more where a busy machine lets its start time out."""
     import ray
 
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this grid's own Ray, which would write one into the home folder
     for attempt in range(3):
         try:
             ray.init(**options)
