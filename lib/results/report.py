@@ -19,15 +19,17 @@ HEAD = f"""# Evidence
 
 This page is written by `python -m lib.results.report` from the records in `records/`. It says for each claim of the talk what was compared,
 whether the comparison can decide, what came out, and with which commands it is repeated. On a CPU with the same number of threads and the
-same versions, a repeated run gives the same numbers to the last bit. A measurement (`lib.measure`) needs its run first, which is trained by the
-same words after `python -m lib.train`, without those that have the measurement's name before a dot.
+same versions, a repeated run gives the same numbers to the last bit. Before a measurement, its run has to be trained: put `lib.train` in the place
+of `lib.measure` and the measurement's name, and leave out words such as `localization.data=horses`.
 
 A gap is the figure of the method that should be better less the highest figure of the others, paired by seed, in points of percent unless
 the name of the figure says otherwise. Its interval is Student's t at 95%. The verdict is `reproduced` where the interval lies above zero,
 `contradicted` where it lies below, `inconclusive` across zero. It is `not testable`, whatever the gap, where the comparison could not have
 decided: with fewer than {MIN_SEEDS} seeds; where the masks of the better arm do not hide at least {MIN_CONTRAST} times as much of the objects as those
 of the other arm, by the check that each run makes of itself; where no arm is better than the untrained network or a trivial answer; and where
-the figures are at an end of the scale.
+the figures are at an end of the scale. A claim of several statements is contradicted if one of them is; its seeds are those of the statements
+that have its verdict. A `Limit` belongs to a claim on costs: the figure is a ratio of times, each seed is one repeated timing, and the gap is that
+of the limit less the ratio.
 """
 
 

@@ -80,7 +80,7 @@ def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     """A verdict on every claim of the talk.
 
     A claim of several statements is reproduced if all of them are, and contradicted if one of them is. It has no gap of its own, and the
-    seeds of the statement that has the fewest of those that are run.
+    fewest seeds of the statements that have its verdict.
 
     Args:
         records: as ``lib.results.records.records`` gives them; None reads them.
@@ -120,7 +120,7 @@ def _joined(rows: pd.DataFrame) -> dict:
     given = set(rows.verdict)
     undecided = "not run" if given == {"not run"} else "not testable" if given <= {"not run", "not testable"} else "inconclusive"
     verdict = "reproduced" if given == {"reproduced"} else "contradicted" if "contradicted" in given else undecided
-    scale, seeds = next(filter(None, rows.scale), ""), rows.seeds[rows.seeds > 0]
+    scale, seeds = next(filter(None, rows.scale), ""), rows.seeds[(rows.seeds > 0) & (rows.verdict == verdict)]
     return dict(zip(COLUMNS, [rows.id.iloc[0], NOTHING, NOTHING, NOTHING, seeds.min() if len(seeds) else 0, scale, verdict]))
 
 

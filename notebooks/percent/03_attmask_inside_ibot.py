@@ -95,7 +95,7 @@ print("only the student has:", missing)
 # ## The teacher looks, the mask follows
 #
 # The teacher sees the whole global views. Its [CLS] attention in the last block decides which patches the student may not see. This
-# needs no extra computation, because the teacher's answer is needed anyway.
+# needs hardly any extra computation, because the teacher's answer is needed anyway.
 
 # %%
 drawings.ibot(6)
@@ -281,7 +281,7 @@ verdict_table("attmask-1", "attmask-10")
 #
 # - The teacher is a moving average of the student. It sees everything, the student sees less.
 # - The [CLS] loss compares different views, the patch loss compares the hidden patches of the same view.
-# - The mask comes from the teacher's attention, which is computed anyway. So AttMask adds a ranking and nothing else.
+# - The mask comes from the teacher's attention, which is computed anyway. So AttMask adds little more than a ranking.
 #
 # ## References
 #

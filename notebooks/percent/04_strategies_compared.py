@@ -14,7 +14,7 @@
 # **Question.** With everything else equal, which masks teach the best features?
 #
 # Notebook 02 showed what each strategy hides, and notebook 03 how a student learns from it. Now only the strategy changes: the
-# network, the images, the number of hidden patches and the seed stay the same. So a difference in accuracy comes from *where* the
+# network, the images, the masking ratio and the seed stay the same. So a difference in accuracy comes from *where* the
 # masks are.
 
 # %%
@@ -59,7 +59,8 @@ published.rename(index=TITLES)
 #
 # A comparison is fair if all strategies hide equally many patches. So all of them draw **one ratio $r \sim U(0.1, 0.5)$ for a batch**
 # (`share_ratio: true`), and mask a crop with probability 0.5. The authors' code draws a ratio for each crop with block and random
-# masks. Two strategies differ in number all the same: Random (75%) hides more, and Hint shows a few of the hidden patches again.
+# masks. Still, some strategies hide another number of patches: Random (75%) hides more, Hint shows a few of the
+# hidden patches again, and block-wise masks may hide fewer.
 
 # %%
 from lib.masking import STRATEGIES, draw_masks
@@ -102,7 +103,7 @@ table.rename(index=TITLES).round(1)
 # objects. With an attention that is the same everywhere, all strategies are random masks under other names, and a comparison of
 # accuracies says nothing.
 #
-# So each recorded run measures, after each epoch, what its masks would hide of the boxed objects in photographs that it has not seen.
+# So each recorded run, except those of the first entry `ibot_cpu`, measures, after each epoch, what its masks would hide of the boxed objects in photographs that it has not seen.
 # The table has the mean over the second half of the epochs. Random masks hide as much of the objects as of everything.
 
 # %% tags=["nbval-ignore-output"]
@@ -120,7 +121,8 @@ treatment.rename(index=TITLES, level="masking").round(1) if len(treatment) else 
 # over seeds, and `std` is the standard deviation from seed to seed. `records/` holds each run with its configuration, device and
 # commit.
 #
-# The entry `ibot_cpu` was a first try. It hardly learns, and its runs did not measure what they hide. The entry `ibot_strong_cpu` is
+# The entry `ibot_cpu` was a first try. It gains only about four points over the untrained network, and it did not yet measure what its
+# masks hide. The entry `ibot_strong_cpu` is
 # the result of a search for settings that learn (`recipes/small.yaml` lists what was tried).
 
 # %% tags=["nbval-ignore-output"]

@@ -13,7 +13,7 @@
 #
 # **Question.** AttMask hides what the teacher attends. If SimPool's attention is the better map, is it also the better mask?
 #
-# The first paper needs a good attention, and the second one offers one. It is natural to join them, and neither paper did. This
+# The first paper needs a good attention, and the second one reports one. It is natural to join them, and neither paper did. This
 # chapter shows how such a question is turned into a comparison that can decide.
 
 # %%

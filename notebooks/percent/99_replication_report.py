@@ -44,7 +44,8 @@ check_parameters(globals())
 # $$\bar x \pm t_{0.975,\, n-1} \, \frac{s}{\sqrt n} ,$$
 #
 # where $t$ is Student's factor: 4.30 for three seeds, and near 1.96 for many. The same mean is *reproduced* with three close seeds,
-# and *inconclusive* with three scattered ones. One seed has no interval, so such a comparison is *not testable*.
+# and *inconclusive* with three scattered ones. One seed has no interval, and the interval of
+# two seeds is not reliable. With fewer than three seeds a comparison is *not testable*.
 
 # %%
 import matplotlib.pyplot as plt
