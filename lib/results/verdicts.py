@@ -80,7 +80,7 @@ def verdicts(records: pd.DataFrame | None = None) -> pd.DataFrame:
     """A verdict on every claim of the talk.
 
     A claim of several statements is reproduced if all of them are, and contradicted if one of them is. It has no gap of its own, and the
-    fewest seeds of the statements that have its verdict.
+    fewest seeds of the statements that have its verdict, or of all that are run.
 
     Args:
         records: as ``lib.results.records.records`` gives them; None reads them.
@@ -120,7 +120,8 @@ def _joined(rows: pd.DataFrame) -> dict:
     given = set(rows.verdict)
     undecided = "not run" if given == {"not run"} else "not testable" if given <= {"not run", "not testable"} else "inconclusive"
     verdict = "reproduced" if given == {"reproduced"} else "contradicted" if "contradicted" in given else undecided
-    scale, seeds = next(filter(None, rows.scale), ""), rows.seeds[(rows.seeds > 0) & (rows.verdict == verdict)]
+    scale, seeds = next(filter(None, rows.scale), ""), rows.seeds[rows.seeds > 0]
+    seeds = seeds[rows.verdict == verdict] if verdict in given else seeds
     return dict(zip(COLUMNS, [rows.id.iloc[0], NOTHING, NOTHING, NOTHING, seeds.min() if len(seeds) else 0, scale, verdict]))
 
 
