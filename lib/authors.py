@@ -45,7 +45,7 @@ def author_settings() -> pd.DataFrame:
 def deviations() -> dict[tuple[str, str], str]:
     """(command, setting) -> why it differs with us."""
     reasons: dict[tuple[str, str], str] = {}
-    for item in recipes._read(SCALE)["deviations"]:
+    for item in recipes.deviations():
         for key in ((command, setting) for command in item["commands"] for setting in item["settings"]):
             if key in reasons:
                 raise ValueError(f"deviations: got {key} twice, accepts it once")

@@ -141,7 +141,8 @@ def settle_kernels() -> None:
     """
     import matplotlib
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(paths.ROOT))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(paths.ROOT), *others])
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ["MATPLOTLIBRC"] = str(Path(matplotlib.get_data_path()) / "matplotlibrc")

@@ -1,6 +1,5 @@
 """Files that are whole at every moment, and YAML that means what it looks like."""
 
-import errno
 import os
 import re
 import warnings
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
 PATIENCE = 3.0  # seconds of waiting for a lock before a word is said
 
 
@@ -73,25 +71,17 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold the lock of a file. Whoever has to wait for another process says so after a moment; where the file system, as of some network disks,
-    knows no locks, a file that exists takes their place.
+    """Hold the lock of a file. Whoever has to wait for another process says so after a moment.
 
     Raises:
         ValueError: the folder cannot be written.
     """
-    name = f"{file}.lock"
+    lock = FileLock(f"{file}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock: BaseFileLock = FileLock(name)
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
-            lock = SoftFileLock(name)
-            lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
-        warnings.warn(f"waiting for another process, which holds {name}", stacklevel=3)
+        warnings.warn(f"waiting for another process, which holds {file}.lock", stacklevel=3)
         lock.acquire()
     except OSError as error:
         raise ValueError(f"{file.parent}: cannot be written ({error}); COMPANION_RUNS names another folder for runs") from error

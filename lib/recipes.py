@@ -85,6 +85,11 @@ def measurement(scale: str, name: str) -> dict:
     return dict(known[name])
 
 
+def deviations() -> list[dict]:
+    """Where the paper scale differs from the authors' commands, see ``lib.authors``: ``settings, commands, why`` each."""
+    return _read("paper")["deviations"]
+
+
 def released(name: str) -> dict:
     """What to measure of a released checkpoint, and where the figures to expect are published.
 

@@ -1,6 +1,5 @@
 """Datasets by the name of their card in ``data_cards/``."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -109,16 +108,7 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
     types["classes"] = datasets.List(types["label"])
     types["boxes"] = datasets.List(datasets.List(datasets.Value("float32")))
     features.update({column: kind for column, kind in types.items() if column in features})
-    if not len(table) or not shards.PLACE.fullmatch(table["image"][0].as_py()["path"] or ""):
-        return datasets.Dataset(table).cast(features)
-    features["image"] = datasets.Features.from_arrow_schema(table.schema)["image"]
-    dataset = datasets.Dataset(table).cast(features)
-
-    def decoded(rows: dict) -> dict:
-        rows = dataset.features.decode_batch(rows)
-        return rows | ({"image": [Image.open(io.BytesIO(shards.bytes_of(p) or b"")) for p in rows["image"]]} if "image" in rows else {})
-
-    return dataset.with_transform(decoded)
+    return datasets.Dataset(table).cast(features)
 
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:

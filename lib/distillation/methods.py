@@ -48,9 +48,7 @@ class DistillationConfig(MethodConfig):
     centering: Centering = "ema"  # of the teacher's outputs, see lib.distillation.losses.CenteredLoss
     head_norm: HeadNorm = "none"  # in the hidden layers of the projection head
     koleo: Amount = 0.0  # weight of the loss that spreads the class tokens of a batch, lib.distillation.losses.koleo
-    blur: list[Probability] = field(
-        default_factory=lambda: [1.0, 0.1, 0.5]
-    )  # probability in the first and second global view, and in local ones
+    blur: list[Probability] = field(default_factory=lambda: [1.0, 0.1, 0.5])  # in the first and second global view, and in local ones
     blur_sigma: list[Amount] = field(default_factory=lambda: [0.1, 2.0])  # lower and upper bound, in pixels
     solarise: Probability = 0.2  # probability in the second global view
     optimizer: Optimizer = "adamw"

@@ -42,9 +42,8 @@ class DetectionSettings(TrainingConfig):
     hidden_dim: Count  # of the box head
     # Proposals of an image that train the heads. Twice as many pass the non-maximum suppression, four times as many of each level enter it.
     proposals: Count
-    cascade: list[Annotated[float, In("(0, 1)")]] = field(
-        default_factory=list
-    )  # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
+    # IoU at which each head of a cascade is trained, rising; [] is one head, at 0.5
+    cascade: list[Annotated[float, In("(0, 1)")]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib import files, paths
+from lib import files
 from lib.data import loading
 from lib.data.fingerprint import fingerprint
 from lib.results.provenance import versions
@@ -46,7 +46,8 @@ def content(source: str, root: str | Path | None = None) -> str | None:
     if name in loading.EMBEDDED:
         code = inspect.getsource(inspect.getmodule(loading.EMBEDDED[name]))  # type: ignore[arg-type]
         return hashlib.sha256(code.encode()).hexdigest()[:16]
-    base = Path(root) if root is not None else paths.data_folder()
-    if base is None or not any((base / folder).is_dir() for folder in loading.card(name).folders):
-        return None
-    return fingerprint(loading.read_part(name, split, float(fraction), root=root))
+    try:
+        folder = loading.find_folder(name, root)
+    except ValueError:  # neither here nor on the Hub
+        folder = None
+    return None if folder is None else fingerprint(loading.read_part(name, split, float(fraction), root=root))
