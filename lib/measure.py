@@ -166,7 +166,7 @@ def _make(measurement: Measurement, root, device: torch.device, budget: float | 
     run, evaluation = measurement.run, evaluation_of(measurement)
     with noted() as sources:
         inputs = evaluation.load(root=root, device=device, progress=progress)
-    write_basis(measurement.basis, sources, root=root)
+    write_basis(measurement.basis, sources)
     networks = {True: lambda: load_encoder(run, device), False: lambda: untrained_encoder(run, device)}
 
     def folder(trained: bool) -> Path:

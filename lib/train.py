@@ -169,7 +169,7 @@ def _make(run: Run, config: MethodConfig, device: torch.device, budget: float | 
     for check, inputs in checks:
         fingerprints |= {f"{check.name}.{part}": value for part, value in inputs.fingerprints.items()}
     if first_process():
-        write_basis(run.basis, sources, root=root, **_guide(config))
+        write_basis(run.basis, sources, **_guide(config))
 
     def evaluate(encoder: nn.Module, epoch: int) -> dict[str, float]:
         figures = _checked(learner, checks)

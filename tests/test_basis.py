@@ -65,7 +65,7 @@ def test_what_is_read_is_noted():
         read_part("scenes", "train", 0.02)
         read_part("scenes", "train", 0.02)
     read_table("scenes", "videos")
-    assert sources == {"scenes/validation/1", "scenes/train/0.02"}
+    assert sources.keys() == {"scenes/validation/1", "scenes/train/0.02"}
 
 
 def test_content_of_embedded_sets_is_their_code_and_of_missing_ones_unknown(noise):
@@ -73,6 +73,15 @@ def test_content_of_embedded_sets_is_their_code_and_of_missing_ones_unknown(nois
     assert basis.content("noise/train/1") is None  # the Hub is not asked
     assert basis.content("noise/train/1", noise / "elsewhere") is None
     assert len({basis.content(f"noise/{part}", noise) for part in ("train/1", "train/0.5", "validation/1")}) == 3
+
+
+def test_what_comes_from_the_hub_is_written_with_its_content(noise, tmp_path):
+    """The data themselves are hashed that were read, wherever they came from."""
+    with noted() as sources:
+        read_part("noise", "train", 0.5, root=noise)
+    basis.write_basis(tmp_path / "basis.json", sources)
+    data = json.loads((tmp_path / "basis.json").read_text())["data"]
+    assert data == {"noise/train/0.5": basis.content("noise/train/0.5", noise)} and None not in data.values()
 
 
 def test_other_data_under_the_same_name_are_refused(noise, tmp_path):

@@ -113,8 +113,7 @@ def load(name: str, split: str, *, root: str | Path | None = None) -> "datasets.
 
 def read_table(name: str, split: str, *, root: str | Path | None = None) -> pa.Table:
     """As ``load``, but a table of encoded images (see ``lib.data.layouts``). Only the Hub needs the package ``datasets``."""
-    note(name, split, 1.0)
-    return _read(name, split, root)
+    return note(name, split, 1.0, _read(name, split, root))
 
 
 def _read(name: str, split: str, root: str | Path | None) -> pa.Table:
@@ -169,15 +168,14 @@ def read_part(name: str, split: str, fraction: float, *, root: str | Path | None
     folder = find_folder(name, root) if split in the_card.splits and name not in EMBEDDED else None
     if split == "train" and folder is not None and fraction > the_card.folders[folder.name] + 1e-9:
         raise ValueError(f"fraction: got {fraction}, {folder} accepts at most {the_card.folders[folder.name]}, the part that it holds")
-    note(name, split, fraction)
     table = _read(name, split, root)
     if fraction == 1 or not split.endswith("train"):
-        return table
+        return note(name, split, fraction, table)
     whole = the_card.images_per_class if split == "train" else 0
     count = int(fraction * (whole or len(table)) + 1e-9)  # 0.29 * 100 is a little less than 29
     if count == 0:
         raise ValueError(f"fraction: got {fraction}, accepts at least {1 / (whole or len(table)):.2g}, one image of {whole or len(table)}")
-    return layouts.first_of_each_class(table, count) if whole else table.slice(0, count)
+    return note(name, split, fraction, layouts.first_of_each_class(table, count) if whole else table.slice(0, count))
 
 
 def check_num_classes(num_classes: int | None, name: str, labels: Tensor) -> int:

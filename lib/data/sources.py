@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_READ: ContextVar[set[str] | None] = ContextVar("read", default=None)
+import pyarrow as pa
+
+_READ: ContextVar[dict[str, pa.Table] | None] = ContextVar("read", default=None)
 
 
 @contextmanager
-def noted() -> Iterator[set[str]]:
-    """The splits that are read inside the context, each as ``card/split/fraction``."""
-    sources: set[str] = set()
+def noted() -> Iterator[dict[str, pa.Table]]:
+    """The tables that are read inside the context, each by its ``card/split/fraction``."""
+    sources: dict[str, pa.Table] = {}
     token = _READ.set(sources)
     try:
         yield sources
@@ -18,8 +20,9 @@ def noted() -> Iterator[set[str]]:
         _READ.reset(token)
 
 
-def note(name: str, split: str, fraction: float) -> None:
-    """Say that a split of a card, or a fraction of it, is read."""
+def note(name: str, split: str, fraction: float, table: pa.Table) -> pa.Table:
+    """The table itself, of which it is noted that it holds a split of a card, or a fraction of it."""
     sources = _READ.get()
     if sources is not None:
-        sources.add(f"{name}/{split}/{fraction:g}")
+        sources[f"{name}/{split}/{fraction:g}"] = table
+    return table

@@ -7,8 +7,10 @@ the same names, other data give another result.
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+
+import pyarrow as pa
 
 from lib import files
 from lib.data import loading
@@ -16,10 +18,10 @@ from lib.data.fingerprint import fingerprint
 from lib.results.provenance import versions
 
 
-def write_basis(file: Path, sources: Iterable[str], *, root: str | Path | None, **others: str) -> None:
+def write_basis(file: Path, sources: Mapping[str, pa.Table], **others: str) -> None:
     """Write the basis of what is computed now, unless the file exists: ``sources`` as ``lib.data.sources.noted`` gives them, ``others`` by name."""
     if not file.is_file():
-        contents = {source: content(source, root) for source in sorted(sources)}
+        contents = {source: _code_of(source) or fingerprint(table) for source, table in sorted(sources.items())}
         files.write_text(file, json.dumps({"data": contents, "others": others, "versions": versions()}, indent=1))
 
 
@@ -43,11 +45,16 @@ def check_basis(file: Path, *, root: str | Path | None, finished: bool, **others
 def content(source: str, root: str | Path | None = None) -> str | None:
     """The hash of a source's content; of an embedded set, of the code that draws it. None where the set is not on this machine."""
     name, split, fraction = source.split("/")
-    if name in loading.EMBEDDED:
-        code = inspect.getsource(inspect.getmodule(loading.EMBEDDED[name]))  # type: ignore[arg-type]
-        return hashlib.sha256(code.encode()).hexdigest()[:16]
+    if code := _code_of(source):
+        return code
     try:
         folder = loading.find_folder(name, root)
     except ValueError:  # neither here nor on the Hub
         folder = None
     return None if folder is None else fingerprint(loading.read_part(name, split, float(fraction), root=root))
+
+
+def _code_of(source: str) -> str:
+    """The hash of the code that draws an embedded set; "" for another set."""
+    draw = loading.EMBEDDED.get(source.partition("/")[0])
+    return hashlib.sha256(inspect.getsource(inspect.getmodule(draw)).encode()).hexdigest()[:16] if draw else ""  # type: ignore[arg-type]

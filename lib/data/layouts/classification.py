@@ -21,7 +21,7 @@ from lib.data.layouts.common import (
     sized,
     table_of_files,
     with_our_columns,
-)  # fmt: skip
+)
 
 
 def read_parquet(folder: Path, split: str, columns: dict[str, list[str]], names: list[str]) -> pa.Table | None:
